@@ -1,0 +1,74 @@
+"""The contract between a method and the training loop: a named tuple of pure functions."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from beit_jax import options
+
+# config sections that belong to tasks; each task names those it reads
+TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe")
+
+
+class Frozen(NamedTuple):
+    """A network that is used and never trained.
+
+    Attributes:
+      init: key -> variables, for example {"params": ...}: gives the shapes, and random weights
+        where the config asks for them.
+      section: the config section whose `checkpoint` and `adapt` say where the weights come from.
+    """
+
+    init: Callable
+    section: str
+
+
+class Task(NamedTuple):
+    """What a method is to the loop. Everything is pure and may be jitted, except `summarize`.
+
+    Attributes:
+      init: (key, batch) -> {"params": ..., further collections}.
+      loss: (params, state, frozen, batch, key) -> (scalar, (state, metrics)); `state` holds the
+        further collections, `metrics` scalars.
+      eval_step: (variables, frozen, batch) -> dict of sums over the rows with `is_example`, or of
+        rows if `reduce` is "concat".
+      summarize: what eval_step gave, reduced over the split -> dict of floats.
+      reduce: "sum" or "concat".
+      frozen: name -> Frozen; `loss` and `eval_step` get name -> variables.
+      pictures: (variables, frozen, batch, key) -> {"name": uint8 [n, h, w, 3]}, or None.
+    """
+
+    init: Callable
+    loss: Callable
+    eval_step: Callable
+    summarize: Callable
+    reduce: str = "sum"
+    frozen: Mapping[str, Frozen] = {}
+    pictures: Callable | None = None
+
+
+def compute_dtype(config) -> Any:
+    """dtype of matrix products: config.dtype, where "auto" is bfloat16 on accelerators.
+
+    Raises: ValueError: an unknown name.
+    """
+    name = config.get("dtype", "auto")
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"config.dtype={name!r} is none of auto, float32, bfloat16")
+    return jnp.dtype(name)
+
+
+def check_sections(config, reads: tuple[str, ...]) -> None:
+    """Refuses sections that are filled in although the task reads only `reads`."""
+    unread = tuple(name for name in TASK_SECTIONS if name not in reads)
+    options.require_empty(config, unread, config.task)
+
+
+def mean_of_sums(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Divides every summed value by the summed "count"."""
+    count = max(float(sums["count"]), 1.0)
+    return {name: float(value) / count for name, value in sums.items() if name != "count"}
