@@ -1,0 +1,364 @@
+"""The Vision Transformer of BEiT: backbone, masked-image-modelling model and classifier.
+
+Submodules bear the names of the released checkpoints; blocks are stacked on a leading layer axis.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from beit_jax.models import layers, position
+
+INITIALISERS = ("pretrain", "finetune")
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+_UNROLLED_BLOCKS = 12  # a flat program is faster up to here, and compiles much slower beyond
+
+
+def weight_init(name: str):
+    """Initialiser of matrices and tokens: "pretrain" cuts N(0, 0.02) at one sigma, "finetune" not.
+
+    Raises: ValueError: another name.
+    """
+    if name not in INITIALISERS:
+        raise ValueError(f"model.initializer={name!r} is none of {', '.join(INITIALISERS)}")
+    return layers.truncated_normal(0.02) if name == "pretrain" else nn.initializers.normal(0.02)
+
+
+class PatchEmbed(nn.Module):
+    """Linear map of each patch. image [b, h, w, 3] -> [b, gh * gw, d], row-major.
+
+    The kernel has the shape of the convolution that it is, [p, p, 3, d].
+    """
+
+    patch_size: int
+    width: int
+    initializer: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image):
+        b, h, w, c = image.shape
+        p = self.patch_size
+        fan_in = p * p * c
+        if self.initializer == "pretrain":
+            kernel_init, bias_init = weight_init("pretrain"), nn.initializers.zeros
+        else:  # the original leaves PyTorch's default here: it is always loaded from a checkpoint
+            kernel_init = bias_init = layers.uniform_fan_in(fan_in)
+        kernel, bias = _Parameters(
+            {"kernel": (kernel_init, (p, p, c, self.width)), "bias": (bias_init, (self.width,))},
+            name="proj")()
+        patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, -1, fan_in).astype(self.dtype)
+        return patches @ kernel.reshape(fan_in, -1).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class _Parameters(nn.Module):
+    """Holds named parameters under a scope of their own: name -> (initialiser, shape)."""
+
+    table: Any
+
+    @nn.compact
+    def __call__(self):
+        return tuple(self.param(name, init, shape) for name, (init, shape) in self.table.items())
+
+
+class Attention(nn.Module):
+    """Self-attention with biases on q and v, none on k. x [b, n, d] -> [b, n, d].
+
+    Args (call): x; bias: float [1, a, n, n] added to the logits, or None; proj_init: initialiser
+      of the output projection.
+    Source: microsoft/unilm beit/modeling_finetune.py, Attention.
+    """
+
+    num_heads: int
+    rel_pos_grid: tuple[int, int] | None
+    initializer: str
+    dtype: Any
+    backend: str
+
+    @nn.compact
+    def __call__(self, x, bias, proj_init):
+        b, n, d = x.shape
+        kernel, = _Parameters({"kernel": (weight_init(self.initializer), (d, 3 * d))}, name="qkv")()
+        q_bias = self.param("q_bias", nn.initializers.zeros, (d,))
+        v_bias = self.param("v_bias", nn.initializers.zeros, (d,))
+        qkv = x @ kernel.astype(self.dtype)
+        qkv += jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(self.dtype)
+        query, key, value = jnp.unstack(qkv.reshape(b, n, 3, self.num_heads, -1), axis=2)
+        if self.rel_pos_grid is not None:
+            table = self.param(
+                "relative_position_bias_table", nn.initializers.zeros,
+                (position.num_relative_distances(self.rel_pos_grid), self.num_heads))
+            own = pad_bias(position.gather_bias(table, self.rel_pos_grid), n)
+            bias = own if bias is None else bias + own
+        out = layers.attend(query, key, value, bias, backend=self.backend)
+        return nn.Dense(d, kernel_init=proj_init, dtype=self.dtype, name="proj")(
+            out.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with exact GELU between. x [b, n, d] -> [b, n, d]."""
+
+    hidden: int
+    initializer: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, fc2_init):
+        h = nn.Dense(self.hidden, kernel_init=weight_init(self.initializer), dtype=self.dtype,
+                     name="fc1")(x)
+        return nn.Dense(x.shape[-1], kernel_init=fc2_init, dtype=self.dtype, name="fc2")(
+            layers.gelu(h))
+
+
+class Block(nn.Module):
+    """Pre-norm block with layer scale and stochastic depth; body of a scan over blocks.
+
+    Args (call): x [b, n, d]; layer: (index int, drop path rate float) of this block; bias: float
+      [1, a, n, n] or None; drop: whether samples are dropped; collect: give x as scan output too.
+    Source: microsoft/unilm beit/modeling_finetune.py, Block.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    layer_scale_init: float
+    rel_pos_grid: tuple[int, int] | None
+    initializer: str
+    epsilon: float
+    dtype: Any
+    backend: str
+
+    @nn.compact
+    def __call__(self, x, layer, bias, drop: bool, collect: bool):
+        index, rate = layer
+        d = x.shape[-1]
+
+        def residual_init(key, shape, dtype=jnp.float32):
+            return weight_init(self.initializer)(key, shape, dtype) / jnp.sqrt(2.0 * (index + 1))
+
+        def residual(x, branch, name):
+            if self.layer_scale_init > 0:
+                gamma = self.param(name, nn.initializers.constant(self.layer_scale_init), (d,))
+                branch = branch * gamma.astype(branch.dtype)
+            if drop:
+                branch = layers.drop_path(branch, rate, self.make_rng("drop_path"))
+            return x + branch
+
+        attention = Attention(self.num_heads, self.rel_pos_grid, self.initializer, self.dtype,
+                              self.backend, name="attn")
+        mlp = Mlp(int(d * self.mlp_ratio), self.initializer, self.dtype, name="mlp")
+        norm1 = layers.LayerNorm(self.epsilon, name="norm1")
+        norm2 = layers.LayerNorm(self.epsilon, name="norm2")
+        x = residual(x, attention(norm1(x), bias, residual_init), "gamma_1")
+        x = residual(x, mlp(norm2(x), residual_init), "gamma_2")
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, (x if collect else None)
+
+
+class VisionTransformer(nn.Module):
+    """Patch embedding, class token, positions and blocks; heads are added by subclasses.
+
+    Attributes:
+      image_px, patch_size: sides in pixels; the image must be a multiple of the patch.
+      layer_scale_init: initial value of both layer scales; 0 or less: none.
+      use_abs_pos: learned absolute positions.
+      use_shared_rel_pos: one relative position table for all blocks (pre-training).
+      use_rel_pos: one table per block (fine-tuning).
+      drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+      initializer: "pretrain" or "finetune", see `weight_init`.
+      dtype: of matrix products and of the residual stream; parameters stay float32.
+      attention: backend, see `layers.attend`.
+      token_multiple: pads the token axis to a multiple with tokens that nobody attends to; cuDNN
+        attention needs 8.
+      unroll: blocks per step of the compiled scan; 0: all, up to 12 blocks.
+      remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
+    Source: BEiT, Sec. 2.4; microsoft/unilm beit/modeling_{pretrain,finetune}.py.
+    """
+
+    image_px: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    layer_scale_init: float = 0.1
+    use_abs_pos: bool = False
+    use_shared_rel_pos: bool = False
+    use_rel_pos: bool = False
+    drop_path_rate: float = 0.0
+    initializer: str = "pretrain"
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+    token_multiple: int = 1
+    unroll: int = 0
+    remat: str = "none"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (rows, columns).
+
+        Raises: ValueError: the patch does not divide the image.
+        """
+        if self.image_px % self.patch_size:
+            raise ValueError(
+                f"model.image_px={self.image_px} is no multiple of "
+                f"model.patch_size={self.patch_size}; nearest: "
+                f"{max(self.image_px // self.patch_size, 1) * self.patch_size}")
+        return (self.image_px // self.patch_size,) * 2
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def setup(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"model.width={self.width} is no multiple of "
+                             f"model.num_heads={self.num_heads}")
+        token_init = weight_init(self.initializer)
+        self.patch_embed = PatchEmbed(self.patch_size, self.width, self.initializer, self.dtype)
+        self.cls_token = self.param("cls_token", token_init, (1, 1, self.width))
+        if self.use_abs_pos:
+            self.pos_embed = self.param("pos_embed", token_init,
+                                        (1, self.num_patches + 1, self.width))
+        if self.use_shared_rel_pos:
+            self.rel_pos_bias = position.RelativePositionBias(self.grid, self.num_heads)
+        self.blocks = self._scanned_blocks()
+
+    def _scanned_blocks(self):
+        block = Block
+        if self.remat != "none":
+            if self.remat not in REMAT_POLICIES:
+                raise ValueError(f"model.remat={self.remat!r} is none of none, "
+                                 f"{', '.join(REMAT_POLICIES)}")
+            block = nn.remat(Block, prevent_cse=False, static_argnums=(4, 5),
+                             policy=REMAT_POLICIES[self.remat])
+        unroll = self.unroll or (self.depth if self.depth <= _UNROLLED_BLOCKS else 1)
+        scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=self.depth,
+                       split_rngs={"params": True, "drop_path": True},
+                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast))
+        return scan(self.num_heads, self.mlp_ratio, self.layer_scale_init,
+                    self.grid if self.use_rel_pos else None, self.initializer, self.epsilon, self.dtype,
+                    self.attention)
+
+    def encode(self, image, is_masked=None, *, mask_token=None, train: bool = False,
+               all_blocks: bool = False):
+        """Runs the blocks.
+
+        Args:
+          image: float [b, h, w, 3], normalised.
+          is_masked: bool [b, n], True where the embedding is replaced by `mask_token`; or None.
+          mask_token: [1, 1, d], needed with is_masked.
+          train: drops samples of residual branches (rng "drop_path").
+          all_blocks: also give the output of every block.
+        Returns: tokens [b, n + 1, d], class token first, not normalised; with all_blocks the pair
+          (tokens, [depth, b, n + 1, d]).
+        Raises: ValueError: the image has another size than the model.
+        """
+        if image.shape[1:3] != (self.image_px, self.image_px):
+            raise ValueError(f"the image is {image.shape[1]}x{image.shape[2]}, the model expects "
+                             f"{self.image_px}x{self.image_px}")
+        x = self.patch_embed(image)
+        if is_masked is not None:
+            x = jnp.where(is_masked[..., None], mask_token.astype(x.dtype), x)
+        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        if self.use_abs_pos:
+            x = x + self.pos_embed.astype(x.dtype)
+        num_tokens = x.shape[1]
+        padded = -(-num_tokens // self.token_multiple) * self.token_multiple
+        bias = self.rel_pos_bias() if self.use_shared_rel_pos else None
+        if padded != num_tokens:
+            x = jnp.pad(x, ((0, 0), (0, padded - num_tokens), (0, 0)))
+            if bias is None and not self.use_rel_pos:
+                bias = jnp.zeros((1, self.num_heads, num_tokens, num_tokens))
+        if bias is not None:
+            bias = pad_bias(bias, padded)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        drop = train and self.drop_path_rate > 0
+        x, outputs = self.blocks(x, (jnp.arange(self.depth), rates), bias, drop, all_blocks)
+        x = x[:, :num_tokens]
+        return (x, outputs[:, :, :num_tokens]) if all_blocks else x
+
+
+def pad_bias(bias, padded: int):
+    """Pads a bias [1, a, n, n] to `padded` tokens so that nobody attends to the new ones."""
+    extra = padded - bias.shape[-1]
+    if not extra:
+        return bias
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, 0)))
+    return jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, extra)), constant_values=-1e9)
+
+
+class BeitForMim(VisionTransformer):
+    """BEiT pre-training: predicts the target of each selected patch.
+
+    Args (call): image float [b, h, w, 3], normalised; is_masked bool [b, n]; positions int
+      [b, m], the patches to predict, or None for all.
+    Returns: float32 [b, m, v], v = vocab_size (codes, or values of a patch for pixel targets).
+    Source: microsoft/unilm beit/modeling_pretrain.py, VisionTransformerForMaskedImageModeling.
+    """
+
+    vocab_size: int = 8192
+
+    def setup(self):
+        super().setup()
+        self.mask_token = self.param("mask_token", weight_init(self.initializer), (1, 1, self.width))
+        self.norm = layers.LayerNorm(self.epsilon)
+        self.lm_head = nn.Dense(self.vocab_size, kernel_init=weight_init(self.initializer),
+                                dtype=self.dtype)
+
+    def features(self, image, is_masked):
+        """Normalised tokens [b, n + 1, d], class token first."""
+        return self.norm(self.encode(image, is_masked, mask_token=self.mask_token))
+
+    def __call__(self, image, is_masked, positions=None, *, train: bool = False):
+        x = self.encode(image, is_masked, mask_token=self.mask_token, train=train)[:, 1:]
+        if positions is not None:
+            # a one-hot product: its backward pass is a product too, not a scatter
+            x = jax.nn.one_hot(positions, x.shape[1], dtype=x.dtype) @ x  # [b, m, d]
+        return self.lm_head(self.norm(x)).astype(jnp.float32)
+
+
+class BeitForClassification(VisionTransformer):
+    """Classifier: mean over the patch tokens, or the class token; norm; linear layer.
+
+    Args (call): image float [b, h, w, 3], normalised.
+    Returns: logits float32 [b, num_classes].
+    Raises: ValueError: pool is neither "mean" nor "cls".
+    Source: microsoft/unilm beit/modeling_finetune.py, VisionTransformer.
+    """
+
+    num_classes: int = 1000
+    pool: str = "mean"
+    head_init_scale: float = 0.001
+    initializer: str = "finetune"
+
+    def setup(self):
+        super().setup()
+        if self.pool not in ("mean", "cls"):
+            raise ValueError(f"model.pool={self.pool!r} is none of mean, cls")
+        if self.pool == "mean":
+            self.fc_norm = layers.LayerNorm(self.epsilon)
+        else:
+            self.norm = layers.LayerNorm(self.epsilon)
+        if self.num_classes:
+            self.head = nn.Dense(
+                self.num_classes, kernel_init=nn.initializers.normal(0.02 * self.head_init_scale))
+
+    def pooled(self, image, *, train: bool = False):
+        """The feature before the linear layer, float32 [b, d]."""
+        x = self.encode(image, train=train)
+        if self.pool == "cls":
+            return self.norm(x[:, 0].astype(jnp.float32))
+        return self.fc_norm(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))
+
+    def __call__(self, image, *, train: bool = False):
+        feature = self.pooled(image, train=train)
+        return self.head(feature) if self.num_classes else feature
