@@ -1,0 +1,342 @@
+"""Checkpoints: asynchronous Orbax saves, a manifest that proves a step whole, weights from files.
+
+The only module that knows Orbax. A step is a folder `<workdir>/checkpoints/<step>`; its
+`integrity.json` lists the size and CRC-32 of every file and appears together with the folder.
+"""
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "integrity.json"
+# Orbax writes these two after the manifest is made
+_NOT_LISTED = {MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """config.checkpoint.
+
+    Attributes:
+      every_steps: steps between saves; 0 saves only at the end.
+      keep_last: newest steps that are kept.
+      keep_best: evaluation metric whose best step is kept too: "top1", or "-loss" where smaller is
+        better; "" keeps none. Saves then happen at every evaluation as well.
+      keep_every_steps: steps that are multiples of this are kept for good; 0 = none.
+    """
+
+    every_steps: int = 1000
+    keep_last: int = 2
+    keep_best: str = ""
+    keep_every_steps: int = 0
+
+    def __post_init__(self):
+        if self.keep_last < 1:
+            raise ValueError(f"config.checkpoint.keep_last={self.keep_last} keeps nothing to go on "
+                             "from: set 1 or more")
+
+
+class Checkpoints:
+    """The saved steps of one run. Every process makes one and calls it in lock step.
+
+    Args:
+      workdir: the run's folder, local or a bucket path.
+      options: what to keep.
+    """
+
+    def __init__(self, workdir: str, options: CheckpointOptions):
+        self.directory = absolute(workdir) / "checkpoints"
+        self._saving = None
+        self._best = options.keep_best
+        if jax.process_index() == 0:
+            set_broken_aside(self.directory)
+        multihost_utils.sync_global_devices("broken checkpoints set aside")
+        keep = [policies.LatestN(options.keep_last)]
+        if self._best:
+            keep.append(policies.BestN(
+                get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
+        if options.keep_every_steps:
+            keep.append(policies.EveryNSteps(options.keep_every_steps))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("state",),
+            options=ocp.CheckpointManagerOptions(
+                save_interval_steps=1,
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                # only so that the metrics are stored: the policies alone decide what stays
+                best_fn=self._score if self._best else None,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            ),
+        )
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """The metric that picks the best step, larger is better."""
+        name = self._best.removeprefix("-")
+        if name not in metrics:
+            raise ValueError(f"config.checkpoint.keep_best={self._best!r} is none of the metrics "
+                             f"of the evaluation: {', '.join(sorted(metrics))}")
+        return -metrics[name] if self._best.startswith("-") else metrics[name]
+
+    def _write_manifest(self) -> None:
+        """Lists the files of the step being saved, before Orbax gives its folder the final name."""
+        if jax.process_index() != 0:
+            return
+        unfinished = sorted(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+        folder = unfinished[-1] if unfinished else self.directory / str(self._saving)
+        (folder / MANIFEST).write_text(json.dumps(fingerprint(folder)))
+
+    def latest_step(self) -> int | None:
+        """The newest whole step, or None."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """All kept steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts writing `state`; returns once it is copied, so that it may be donated.
+
+        Args:
+          step: the step's number; the newest one of all.
+          state: pytree of jax arrays.
+          metrics: evaluation of this very state, for `keep_best`.
+        Raises: OSError: the disk is full or not writable. Earlier steps stay.
+        """
+        if step == self._manager.latest_step():
+            return
+        metrics = dict(metrics) if metrics and self._best else None
+        if metrics:
+            self._score(metrics)  # a wrong name is an error now, not in a background thread
+        self.wait()
+        self._saving = step
+        try:
+            saved = self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+        if not saved:  # Orbax refuses silently to save a step that is older than its newest
+            raise RuntimeError(f"step {step} was not saved: {self.directory} holds step "
+                               f"{self._manager.latest_step()}")
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises: OSError: as `save`."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> Exception:
+        """A full or read-only disk as an OSError of one line; any other error as it is."""
+        text = str(error)
+        reasons = {errno.ENOSPC: ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"),
+                   errno.EDQUOT: ("quota exceeded",), errno.EROFS: ("Read-only file system",),
+                   errno.EACCES: ("Permission denied",), errno.EFBIG: ("File too large",)}
+        for number, marks in reasons.items():
+            same = isinstance(error, OSError) and error.errno == number
+            if same or any(mark in text for mark in marks):
+                kept = [int(p.name) for p in step_folders(self.directory) if p.name != str(
+                    self._saving)]
+                after = f"step {kept[-1]} is kept" if kept else "no earlier step was saved"
+                return OSError(number, f"cannot save step {self._saving} in {self.directory}: "
+                               f"{os.strerror(number)}; {after}: make room and start again")
+        return error
+
+    def restore(self, step: int, target: Any) -> Any:
+        """Reads a step.
+
+        Args:
+          step: one of `all_steps`.
+          target: pytree of jax.ShapeDtypeStruct with shardings, of this run's state; the devices
+            may be others than those that saved.
+        Returns: pytree of jax arrays like `target`.
+        Raises: ValueError: the saved tree or a shape differs from `target`.
+        """
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"checkpoint {self.directory / str(step)} does not fit this config's "
+                             f"model and optimizer: {reason}") from error
+        return restored["state"]
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads."""
+        self.wait()
+        self._manager.close()
+
+
+def absolute(path: str) -> epath.Path:
+    """A local path made absolute, a bucket path as it is."""
+    path = os.fspath(path)
+    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+
+
+def step_folders(directory: epath.Path) -> list[epath.Path]:
+    """The folders of finished steps, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def fingerprint(folder: epath.Path) -> dict[str, list[int]]:
+    """{relative path: [bytes, CRC-32]} of all files; the CRC is -1 on remote file systems."""
+    files, pending = {}, [(folder, "")]
+    while pending:
+        where, prefix = pending.pop()
+        for entry in where.iterdir():
+            name = prefix + entry.name
+            if entry.is_dir():
+                pending.append((entry, name + "/"))
+            elif entry.name not in _NOT_LISTED:
+                files[name] = [entry.stat().length, _crc(entry)]
+    return files
+
+
+def _crc(path: epath.Path) -> int:
+    """CRC-32 of a local file. A bucket checks its objects itself and would send them all again."""
+    if "://" in os.fspath(path):
+        return -1
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def fault_of(folder: epath.Path) -> str:
+    """What is wrong with the files of a step, in a few words; "" if it is whole."""
+    if not (folder / MANIFEST).exists():
+        return f"{MANIFEST} is missing"
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        return f"{MANIFEST} is not readable"
+    for name, (length, _) in expected.items():
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        found = (folder / name).stat().length
+        if found != length:
+            return f"{name} has {found} bytes, {length} were written"
+    for name, (_, crc) in expected.items():
+        if crc >= 0 and _crc(folder / name) != crc:
+            return f"{name} has changed since it was written"
+    return ""
+
+
+def newest_whole(directory: epath.Path) -> epath.Path | None:
+    """The newest step folder whose files are all as they were written."""
+    for folder in reversed(step_folders(directory)):
+        if not fault_of(folder):
+            return folder
+    return None
+
+
+def set_broken_aside(directory: epath.Path) -> None:
+    """Moves broken newest steps to `checkpoints_broken/`, down to the first whole one.
+
+    A run then goes on from that one and may save the moved steps again.
+    """
+    for folder in reversed(step_folders(directory)):
+        fault = fault_of(folder)
+        if not fault:
+            return
+        aside = directory.parent / "checkpoints_broken"
+        aside.mkdir(parents=True, exist_ok=True)
+        taken = {p.name for p in aside.iterdir()}
+        names = [folder.name] + [f"{folder.name}.{i}" for i in range(len(taken))]
+        target = aside / next(name for name in names if name not in taken)
+        log.warning("checkpoint %s is broken (%s): moved to %s, going on from the step before",
+                    folder, fault, target)
+        folder.rename(target)
+
+
+def load_variables(path: str, use_ema: bool = True, collections: bool = False,
+                   ) -> dict[str, np.ndarray]:
+    """Reads weights without knowing the network.
+
+    Args:
+      path: a run's workdir (its newest whole step), one `checkpoints/<step>` folder, or a .npz or
+        .safetensors file of flat names.
+      use_ema: of a run, the averaged parameters where it has them.
+      collections: of a run, also the further collections, as "collection/a/b".
+    Returns: {"a/b/c": array} of the parameters.
+    Raises: FileNotFoundError: nothing there. ValueError: a broken or unknown file.
+    """
+    where = absolute(path)
+    if where.suffix in (".npz", ".safetensors"):
+        if not where.exists():
+            raise FileNotFoundError(f"checkpoint {path} does not exist")
+        return _read_file(where)
+    step = where
+    if (where / "checkpoints").is_dir():
+        step = newest_whole(where / "checkpoints")
+        if step is None:
+            raise FileNotFoundError(f"{where / 'checkpoints'} holds no whole checkpoint")
+    if not (step / "state").is_dir():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist: give a run's workdir, one of its checkpoints/<step>"
+            " folders, a .npz or a .safetensors file")
+    if fault := fault_of(step):
+        raise ValueError(f"checkpoint {step} is broken: {fault}")
+    saved = ocp.PyTreeCheckpointer().metadata(step / "state").item_metadata.tree
+    name = "ema_params" if use_ema and saved.get("ema_params") else "params"
+    wanted = {name: saved[name]}
+    if collections and saved.get("model_state"):
+        wanted["model_state"] = saved["model_state"]
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    tree = ocp.PyTreeCheckpointer().restore(step / "state", args=ocp.args.PyTreeRestore(
+        item=wanted, partial_restore=True, restore_args=as_numpy))
+    return flatten(tree[name]) | flatten(tree.get("model_state", {}))
+
+
+def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
+    """A flat .npz or .safetensors file."""
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        from safetensors.numpy import load  # only those who use such files need the package
+
+        return load(path.read_bytes())
+    except Exception as error:  # zip, zlib, numpy and safetensors each have errors of their own
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"a/b/c": leaf}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
