@@ -1,0 +1,20 @@
+"""The table of contents: one page per paper or downstream task."""
+
+from beit_jax.tasks import beit_pretrain, classification, dvae_train, linear_probe
+
+TASKS = {
+    "beit_pretrain": beit_pretrain.make,
+    "classification": classification.make,
+    "dvae_train": dvae_train.make,
+    "linear_probe": linear_probe.make,
+}
+
+
+def make(config):
+    """Builds the task that `config.task` names.
+
+    Raises: ValueError: an unknown name, or a section that does not fit the task.
+    """
+    if config.task not in TASKS:
+        raise ValueError(f"config.task={config.task!r} is none of {', '.join(sorted(TASKS))}")
+    return TASKS[config.task](config)
