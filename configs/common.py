@@ -1,0 +1,156 @@
+"""What every recipe starts from: all legal keys with their defaults, and the toy size for tests.
+
+No number of a paper stands here. A recipe fills the sections that its task reads; a section that it
+does not read stays empty.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_MEAN_STD = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+HALF_MEAN_STD = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+# Sizes of the Vision Transformer (Dosovitskiy et al., Table 1), which all papers share.
+VIT = {
+    "base": dict(width=768, depth=12, num_heads=12, mlp_ratio=4.0),
+    "large": dict(width=1024, depth=24, num_heads=16, mlp_ratio=4.0),
+}
+
+# What a classifier takes from a pre-trained network, and what it must not silently miss: one shared
+# table becomes one per block, tables and positions are resized to the new grid, the head is new.
+FROM_MIM = dict(
+    adapt=("expand_rel_pos_bias", "resize_positions"),
+    allow_missing=(r"^fc_norm/", r"^head/"),
+    allow_unused=(r"^mask_token$", r"^norm/", r"^lm_head/"),
+)
+# The same from a classifier: its norm stays, its head stays behind.
+FROM_CLASSIFIER = dict(
+    adapt=("drop_head", "resize_positions"),
+    allow_missing=(r"^head/",),
+)
+
+# `shrink` gives these values to the keys of a section that bear the name.
+TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
+            num_masked=6, min_block=4, group_size=4)
+TINY_DVAE = dict(vocab_size=32, width=8, code_dim=8, num_groups=4, blocks_per_group=1)
+
+
+def base() -> ConfigDict:
+    """A new config with every legal key; see docs/architecture.md for what each one does."""
+    return ConfigDict(dict(
+        seed=0,
+        task="",
+        total_steps=0,  # exactly one of total_steps and total_epochs is above 0
+        total_epochs=0.0,
+        dtype="auto",  # of matrix products: bfloat16 on GPU and TPU, float32 on CPU
+        matmul_precision="default",
+        mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 = all that remain
+        data=dict(
+            name="",  # digit_scenes/plain|multi|photo, folder, synthetic, or a TFDS name
+            path="",  # folder: its directory; TFDS: data_dir; digit_scenes: cache directory
+            train_split="train",
+            eval_split="validation",
+            holdout_per_class=0,
+            examples_per_class=0,
+            subset_seed=0,
+            global_batch_size=0,
+            eval_batch_size=0,
+            image_px=0,
+            target_px=0,
+            target_filter="lanczos3",
+            crop="resized",
+            crop_scale=(0.08, 1.0),
+            crop_ratio=(3 / 4, 4 / 3),
+            interpolation="bicubic",
+            flip=0.5,
+            color_jitter=0.0,
+            randaugment="",
+            eval_crop_ratio=0.875,
+            fast=False,
+            threads=0,
+            **IMAGENET_MEAN_STD,
+        ),
+        model=dict(),
+        mask=dict(),
+        target=dict(),
+        loss=dict(),
+        augment=dict(),
+        probe=dict(),
+        optim=dict(
+            learning_rate=0.0,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            warmup_epochs=0.0,
+            schedule="cosine",
+            decay_steps=0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.05,
+            weight_decay_end=-1.0,
+            clip_norm=0.0,
+            layer_decay=1.0,
+            accumulation_steps=1,
+            decay_rule="matrices",
+            decay_rel_pos_bias=True,
+            ema_decay=0.0,
+            mu_dtype="float32",
+        ),
+        init=dict(checkpoint="", adapt=(), use_ema=True, allow_missing=(), allow_unused=()),
+        eval=dict(every_steps=0, every_epochs=0.0, split="validation", pictures=8),
+        checkpoint=dict(every_steps=1000, keep_last=2, keep_best="", keep_every_steps=0),
+        log=dict(every_steps=50, tensorboard=True),
+        stages=dict(),
+        report=dict(),
+    ))
+
+
+def choose(variant: str, names: tuple[str, ...]) -> tuple[str, bool]:
+    """Splits what stands after ":" on the command line.
+
+    Args:
+      variant: "", a name, "smoke", or a name followed by "_smoke".
+      names: the recipe's variants; the first one is the default.
+    Returns: (name, whether the toy size is asked for).
+    Raises: ValueError: an unknown name.
+    """
+    smoke = variant == "smoke" or variant.endswith("_smoke")
+    name = variant.removesuffix("smoke").removesuffix("_") if smoke else variant
+    name = name or names[0]
+    if name not in names:
+        raise ValueError(f"config variant {variant!r} is unknown; known: {', '.join(names)}, each "
+                         f"also with _smoke behind it")
+    return name, smoke
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The same recipe at toy size: the same code paths on noise images, 2 steps, seconds on a CPU.
+
+    Checkpoints of earlier stages (stage:NAME) stay; one that would have to be downloaded or trained
+    before becomes random weights, or none where training starts from it.
+    """
+    for stage in config.stages.values():
+        shrink(stage)
+    if not config.task:
+        return config
+    config.update(total_steps=2, total_epochs=0.0)
+    config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,
+                       image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
+    if config.data.target_px:
+        config.data.target_px = TINY["image_px"]  # dVAE codes stand for 8 px, and so do the patches
+    for section in (config.model, config.mask, config.augment):
+        section.update({key: value for key, value in TINY.items() if key in section})
+    if config.target.get("kind") == "dvae":
+        config.target.update(TINY_DVAE)
+    if config.task == "dvae_train":
+        config.model.update(TINY_DVAE)
+    if config.optim.warmup_steps or config.optim.warmup_epochs:
+        config.optim.update(warmup_steps=1, warmup_epochs=0.0)
+    config.optim.decay_steps = 0
+    config.eval.update(every_steps=0, every_epochs=0.0)
+    config.log.every_steps = 1
+    if "checkpoint" in config.target and not config.target.checkpoint.startswith("stage:"):
+        config.target.checkpoint = "random"
+    if not config.init.checkpoint.startswith("stage:"):
+        # a probe has nothing else to look at; training simply starts fresh
+        config.init.checkpoint = "random" if config.task == "linear_probe" else ""
+    return config
