@@ -104,6 +104,11 @@ def base() -> ConfigDict:
     ))
 
 
+def ordered(**items) -> ConfigDict:
+    """Stages or rows in the order given; a plain ConfigDict sorts its keys by name."""
+    return ConfigDict(items, sort_keys=False)
+
+
 def choose(variant: str, names: tuple[str, ...]) -> tuple[str, bool]:
     """Splits what stands after ":" on the command line.
 

@@ -28,7 +28,7 @@ NAMES = ("full", "no_blockwise", "no_tokens", "no_tokens_no_blockwise", "recover
 def get_config(variant: str = ""):
     name, smoke = common.choose(variant, NAMES)
     config = common.base()
-    config.stages = dict(pretrain=pretrain(name), finetune=finetune(name))
+    config.stages = common.ordered(pretrain=pretrain(name), finetune=finetune(name))
     return common.shrink(config) if smoke else config
 
 

@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
     config.total_epochs = 90.0
     config.data.update(
         name="folder",
-        holdout_per_class=0,  # the original evaluates nothing here
+        holdout_per_class=0,  # nothing is evaluated, as in the original
         global_batch_size=BATCH[size],
         image_px=224,
         randaugment="rand-m9-mstd0.5-inc1",

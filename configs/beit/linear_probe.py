@@ -8,8 +8,9 @@ Variants:
     after 800 epochs on ImageNet-1k: base 56.7 % (best block 9 of 12), large 73.5 % (14 of 24).
   base_code, large_code: class token and mean patch side by side, 100 epochs, relative positions
     and layer scale: what the released script does.
-Source: BEiT (arXiv 2106.08254v2), Sec. 3.1; microsoft/unilm beit/run_linear_eval.py. The script
-  holds the rate for a whole epoch; ours falls every step.
+Source: BEiT (arXiv 2106.08254v2), Sec. 3.1; microsoft/unilm beit/run_linear_eval.py. The
+  classifiers are float32 and independent of each other; the script evaluates on bicubic images,
+  we evaluate on bilinear ones, as it trains.
 """
 
 from configs import common
@@ -38,7 +39,7 @@ def get_config(variant: str = ""):
     )
     config.probe = dict(feature="cls+mean" if code else "mean", num_classes=-1)
     config.optim.update(
-        learning_rate=4e-3, min_learning_rate=0.0, weight_decay=1e-4,
+        learning_rate=4e-3, min_learning_rate=0.0, schedule="cosine_by_epoch", weight_decay=1e-4,
         decay_rule="all",  # the script decays the biases too
     )
     config.init.update(allow_unused=common.FROM_MIM["allow_unused"])

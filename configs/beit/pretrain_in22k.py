@@ -20,8 +20,7 @@ def get_config(variant: str = ""):
     config.task = "beit_pretrain"
     config.total_epochs = 150.0  # README: about 6,900 steps an epoch, 1.04 M in all
     config.data.update(
-        name="folder",  # about 14.2 M images; no TFDS builder exists
-        eval_split="train",  # nothing is held out: pre-training needs no validation images
+        name="folder",  # about 14.2 M images; no TFDS builder exists; nothing is held out
         global_batch_size=2048,  # README
         image_px=224,
         target_px=112,

@@ -19,7 +19,7 @@ BACKBONE = dict(image_px=32, patch_size=4, width=192, depth=8, num_heads=3, laye
 
 def get_config(path: str = ""):
     config = common.base()
-    config.stages = dict(
+    config.stages = common.ordered(
         tokenizer=tokenizer(path),
         pretrain=pretrain(path),
         finetune=finetune(path, "stage:pretrain"),
@@ -30,12 +30,12 @@ def get_config(path: str = ""):
     config.report = dict(
         metric="eval/validation/top1", scale=100.0, unit="%",
         title="CIFAR-10, accuracy on 5,000 held-out training images",
-        rows={
+        rows=common.ordered(**{
             "fine-tuned from pre-training": {"1 run": ("finetune",)},
             "from scratch, same epochs": {"1 run": ("scratch",)},
             "linear probe, pre-trained": {"1 run": ("probe",)},
             "linear probe, untrained": {"1 run": ("probe_untrained",)},
-        },
+        }),
     )
     return common.shrink(config) if path == "smoke" else config
 
