@@ -56,13 +56,15 @@ class Checkpoints:
     Args:
       workdir: the run's folder, local or a bucket path.
       options: what to keep.
+      read_only: change nothing, for a look at a run that another process may be training.
     """
 
-    def __init__(self, workdir: str, options: CheckpointOptions):
+    def __init__(self, workdir: str, options: CheckpointOptions, read_only: bool = False):
         self.directory = absolute(workdir) / "checkpoints"
         self._saving = None
         self._best = options.keep_best
-        if jax.process_index() == 0:
+        self._read_only = read_only
+        if jax.process_index() == 0 and not read_only:
             set_broken_aside(self.directory)
         multihost_utils.sync_global_devices("broken checkpoints set aside")
         keep = [policies.LatestN(options.keep_last)]
@@ -79,7 +81,9 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 # only so that the metrics are stored: the policies alone decide what stays
                 best_fn=self._score if self._best else None,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
@@ -102,6 +106,9 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest whole step, or None."""
+        if self._read_only:
+            newest = newest_whole(self.directory)
+            return newest and int(newest.name)
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:

@@ -1,0 +1,107 @@
+"""Measures a split: sums or rows of padded batches, gathered over all processes."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from beit_jax.tasks.task import Task
+from beit_jax.training import sharding
+from beit_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """config.eval.
+
+    Attributes:
+      every_steps: steps between evaluations.
+      every_epochs: the same in epochs; with both 0 only the end is evaluated.
+      split: the split that is measured.
+      pictures: rows of the task's pictures; 0 draws none.
+    """
+
+    every_steps: int = 0
+    every_epochs: float = 0.0
+    split: str = "validation"
+    pictures: int = 8
+
+
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """What is measured: averaged parameters where the run keeps them, and the collections."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return {"params": params, **state.model_state}
+
+
+def make_eval_step(task: Task, mesh: Mesh) -> Callable:
+    """Compiles `task.eval_step`; sums come out whole on every device, rows stay split."""
+    spec = P() if task.reduce == "sum" else sharding.BATCH
+    return jax.jit(task.eval_step, out_shardings=NamedSharding(mesh, spec))
+
+
+def evaluate(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping[str, Any],
+             batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> dict[str, float]:
+    """Runs over one split.
+
+    Args:
+      eval_step: of `make_eval_step`.
+      batches: rows of this process, equally many batches on all; fillers have is_example False.
+    Returns: what `task.summarize` makes of the sums (float64) or of all rows that are examples.
+    Raises: ValueError: the split is empty.
+    """
+    variables = variables_of(state)
+    add = _add_sums if task.reduce == "sum" else _add_rows
+    total, late = collections.defaultdict(list), None
+    for local in batches:
+        batch = sharding.global_batch(local, mesh)
+        result = eval_step(variables, frozen, batch), batch["is_example"]
+        if late is not None:  # one batch late: the device never waits for the host
+            add(total, *late)
+        late = result
+    if late is None:
+        raise ValueError("the evaluation split has no examples: set config.data.eval_split, or "
+                         "config.data.holdout_per_class to hold some back")
+    add(total, *late)
+    if task.reduce == "sum":
+        return task.summarize({name: np.sum(parts, axis=0) for name, parts in total.items()})
+    return task.summarize({name: np.concatenate(parts) for name, parts in total.items()})
+
+
+def _add_sums(total, sums, is_example) -> None:
+    """float64: float32 stops counting at 2 ** 24."""
+    del is_example  # the task has left the fillers out
+    for name, value in jax.device_get(sums).items():
+        total[name].append(np.asarray(value, np.float64))
+
+
+def _add_rows(total, rows, is_example) -> None:
+    """Rows of all processes, without the fillers."""
+    rows, is_example = sharding.local_rows((dict(rows), is_example))
+    for name, value in rows.items():
+        total[name].append(value[is_example])
+
+
+def make_pictures(task: Task, rows: int, mesh: Mesh) -> Callable:
+    """Compiles `task.pictures` on at least `rows` rows.
+
+    Returns: (state, frozen, local batch, key) -> {"name": uint8 [rows, h, w, 3]}, {} without
+      pictures. Every process must call it.
+    """
+    if task.pictures is None or rows < 1:
+        return lambda state, frozen, local, key: {}
+    draw = jax.jit(task.pictures, out_shardings=sharding.replicated(mesh))
+    multiple = sharding.rows_multiple(mesh)
+    drawn = -(-rows // multiple) * multiple // jax.process_count()
+
+    def pictures(state, frozen, local, key):
+        part = {name: values[:drawn] for name, values in local.items()}
+        batch = sharding.global_batch(part, mesh)
+        images = draw(variables_of(state), frozen, batch, key)
+        return {name: np.asarray(values)[:rows] for name, values in images.items()}
+
+    return pictures

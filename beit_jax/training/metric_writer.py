@@ -1,0 +1,213 @@
+"""Numbers and pictures of a run: metrics.jsonl, TensorBoard, and progress on the console."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+from PIL import Image
+
+from beit_jax.checkpoint import absolute
+
+log = logging.getLogger(__name__)
+
+# shown on the progress line if present, under a short name
+_SHOWN = (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("train/top1", "top-1"),
+          ("perf/images_per_second", "images/s"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """config.log: steps between lines, and whether to write TensorBoard events."""
+
+    every_steps: int = 50
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise ValueError(f"config.log.every_steps={self.every_steps} must be 1 or more")
+
+
+def read_metrics(workdir: str) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl that are whole; [] if there are none."""
+    path, lines = absolute(workdir) / "metrics.jsonl", []
+    if not path.exists():
+        return []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # the line that a killed process was writing
+            continue
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
+
+
+class MetricWriter:
+    """Writes on process 0 and does nothing on the others. A context manager.
+
+    Args:
+      workdir: the run's folder.
+      name: what the progress line begins with.
+      start_step: the step that the run goes on from; later lines of metrics.jsonl are dropped,
+        because their steps are about to be done again.
+      total_steps: end of the run.
+      options: config.log.
+    """
+
+    def __init__(self, workdir: str, name: str, start_step: int, total_steps: int,
+                 options: LogOptions):
+        self._is_writer = jax.process_index() == 0
+        self._total, self._name = total_steps, name
+        self._progress = self._events = self._file = None
+        if not self._is_writer:
+            return
+        folder = absolute(workdir)
+        self._figures = folder / "figures"
+        path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if path.exists() and path.read_text() != text:
+            unfinished = folder / "metrics.jsonl.tmp"
+            unfinished.write_text(text)
+            unfinished.rename(path)  # at once: a kill here loses nothing
+        self._file = path.open("a")
+        if options.tensorboard:
+            # a quarter of a second to import, and it needs protobuf: only who wants it pays
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._console = rich.console.Console()
+        self._begin(start_step)
+
+    def _begin(self, start_step: int) -> None:
+        """Starts the live line, if somebody is looking."""
+        self._started, self._first = time.monotonic(), start_step
+        if not self._console.is_terminal:
+            return
+        columns = (
+            rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=20),
+            rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("{task.fields[shown]}"),
+            rich.progress.TextColumn("ETA"), rich.progress.TimeRemainingColumn())
+        self._progress = rich.progress.Progress(*columns, console=self._console)
+        self._bar = self._progress.add_task(
+            self._name, total=self._total, completed=start_step, shown="")
+        self._progress.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: {"step": step, **values}; values that are not finite become null."""
+        if not self._is_writer:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+        if any(name.startswith("eval/") for name in values):
+            self._print(f"{self._name}  step {step}  " + "  ".join(
+                f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items()
+                if name.startswith("eval/")))
+        else:
+            self._show(step, values)
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        """Moves the live line, or prints a plain one."""
+        shown = "  ".join(f"{label} {values[name]:,.4g}" if values[name] < 1000 else
+                          f"{label} {values[name]:,.0f}" for name, label in _SHOWN if name in values)
+        if self._progress:
+            self._progress.update(self._bar, completed=step, shown=shown)
+            return
+        left = (time.monotonic() - self._started) * (self._total - step)
+        left = round(left / max(step - self._first, 1))
+        self._print(f"{self._name}  step {step}/{self._total}  {shown}  ETA {left // 3600}:"
+                    f"{left // 60 % 60:02d}:{left % 60:02d}")
+
+    def _print(self, text: str) -> None:
+        """A line of its own, above the live one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
+        """Writes each uint8 [n, h, w, 3] as one row of pictures: events and figures/<name>.png."""
+        if not self._is_writer:
+            return
+        self._figures.mkdir(parents=True, exist_ok=True)
+        for name, images in pictures.items():
+            sheet = np.concatenate(list(np.asarray(images)), axis=1)  # [h, n * w, 3]
+            if self._events:
+                self._events.add_image(name, sheet, step, dataformats="HWC")
+            scale = max(1, 96 // sheet.shape[0])  # small images would be stamps on the screen
+            sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+            with (self._figures / f"{name.replace('/', '_')}.png").open("wb") as file:
+                Image.fromarray(sheet).save(file, format="PNG")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._progress:
+            self._progress.stop()
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
+
+
+class Stopwatch:
+    """Speed of training: evaluations, saves and the compilation of the first step do not count.
+
+    Args:
+      global_batch_size: images per step.
+    """
+
+    def __init__(self, global_batch_size: int):
+        self._images = global_batch_size
+        self._since = None
+        self._waited = self._paused = 0.0
+        self._step = 0
+
+    def begin(self, first_result: jax.Array) -> None:
+        """Waits for the first step, which compiles, and starts to count after it."""
+        first_result.block_until_ready()
+        self._since, self._step = time.monotonic(), 1
+        self._waited = self._paused = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around the fetching of a batch."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Around what is not training."""
+        begun = time.monotonic()
+        yield
+        self._paused += time.monotonic() - begun
+
+    def read(self, step: int) -> dict[str, float]:
+        """perf/... since the last reading.
+
+        Args:
+          step: steps of this process so far.
+        Returns: images a second, seconds a step, and the share of time that the step waited for
+          its batch; {} where no whole step has been timed.
+        """
+        now = time.monotonic()
+        steps, seconds = step - self._step, now - self._since - self._paused
+        values = {}
+        if steps > 0 and seconds > 0:
+            values = {"perf/images_per_second": steps * self._images / seconds,
+                      "perf/step_seconds": seconds / steps,
+                      "perf/input_wait_fraction": min(self._waited / seconds, 1.0)}
+        self._since, self._step = now, step
+        self._waited = self._paused = 0.0
+        return values

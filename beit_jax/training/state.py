@@ -1,0 +1,173 @@
+"""What a run carries from step to step, and how it begins: random, or from another checkpoint."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from beit_jax import checkpoint
+from beit_jax.models import adapt
+from beit_jax.tasks.task import Task
+from beit_jax.training import sharding
+
+log = logging.getLogger(__name__)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, updates of the parameters so far; each takes one global batch, however
+        many parts it is worked off in.
+      params: trained parameters, float32.
+      model_state: the task's further collections, changed without a gradient; {} if none.
+      opt_state: of the optax transformation.
+      ema_params: averaged parameters, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema_params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class InitOptions:
+    """config.init: weights to start from.
+
+    Attributes:
+      checkpoint: a workdir, a step folder, a .npz or .safetensors file; "" starts at random.
+      adapt: names of functions in models/adapt.py that make the loaded weights fit, in order.
+      use_ema: take a run's averaged parameters where it has them.
+      allow_missing: regular expressions of parameters that may keep their random values.
+      allow_unused: regular expressions of loaded arrays that may be left over.
+    """
+
+    checkpoint: str = ""
+    adapt: tuple[str, ...] = ()
+    use_ema: bool = True
+    allow_missing: tuple[str, ...] = ()
+    allow_unused: tuple[str, ...] = ()
+
+
+def create(task: Task, tx: optax.GradientTransformation, key: jax.Array, batch_shapes: Any,
+           mesh: Mesh, *, with_ema: bool) -> tuple[Any, Callable[[], TrainState]]:
+    """Describes the state, and gives the function that makes it in place on the mesh.
+
+    Args:
+      key: PRNG key of the initial weights.
+      batch_shapes: dict of jax.ShapeDtypeStruct, a global batch.
+      with_ema: keep averaged parameters.
+    Returns: the abstract state (shapes with shardings), and a function that makes the real one.
+    """
+    def init(key):
+        batch = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), batch_shapes)
+        variables = dict(task.init(key, batch))
+        params = variables.pop("params")
+        # a copy: one buffer twice in a donated state is a crash
+        ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=variables,
+                          opt_state=tx.init(params), ema_params=ema_params)
+
+    abstract = sharding.abstract(jax.eval_shape(init, key), mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return abstract, lambda: jax.jit(init, out_shardings=where)(key)
+
+
+def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState:
+    """Replaces the random parameters by those of `options.checkpoint`.
+
+    Raises: ValueError: paths or shapes do not agree, or an unknown name in `adapt`.
+    """
+    if options.checkpoint in ("", "random"):
+        return state
+    loaded = checkpoint.load_variables(options.checkpoint, use_ema=options.use_ema)
+    flat = checkpoint.flatten(state.params)
+    fitted = fit(loaded, flat, options, "config.init")
+    params = checkpoint.unflatten(flat | sharding.place(fitted, mesh))
+    ema_params = None
+    if state.ema_params is not None:
+        ema_params = jax.tree.map(jnp.copy, params)
+    log.info("initialised %d of %d parameter arrays from %s", len(fitted), len(flat),
+             options.checkpoint)
+    return state.replace(params=params, ema_params=ema_params)
+
+
+def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mesh) -> dict:
+    """The networks that the task uses and never trains, on the mesh.
+
+    Args:
+      config: the whole config; each network's section holds its `checkpoint` and `adapt`.
+      key: PRNG key for networks whose checkpoint is "random".
+    Returns: {name: variables}.
+    Raises: ValueError: no checkpoint is named, or it does not fit.
+    """
+    frozen = {}
+    for name, network in task.frozen.items():
+        section = dict(config.get(network.section) or {})
+        where, path = f"config.{network.section}", section.get("checkpoint", "")
+        if not path:
+            raise ValueError(f"{where}.checkpoint is empty, but this task needs a trained {name}: "
+                             'give a checkpoint, or "random" to try the code')
+        abstract = sharding.abstract(jax.eval_shape(network.init, key), mesh)
+        if path == "random":
+            log.warning("%s has random weights: %s.checkpoint is \"random\"", name, where)
+            placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            frozen[name] = jax.jit(network.init, out_shardings=placed)(key)
+            continue
+        others = {key: value for key, value in abstract.items() if key != "params"}
+        target = checkpoint.flatten(abstract["params"]) | checkpoint.flatten(others)
+        options = InitOptions(checkpoint=path, adapt=tuple(section.get("adapt", ())),
+                              allow_unused=tuple(section.get("allow_unused", ())))
+        loaded = checkpoint.load_variables(path, collections=bool(others))
+        placed = sharding.place(fit(loaded, target, options, where), mesh)
+        tree = checkpoint.unflatten(placed)
+        frozen[name] = {key: tree.pop(key) for key in others} | {"params": tree}
+    return frozen
+
+
+def fit(loaded: dict[str, np.ndarray], target: Mapping[str, Any], options: InitOptions,
+        where: str) -> dict[str, np.ndarray]:
+    """Makes loaded arrays fit the parameters `target`, and refuses any that do not.
+
+    Args:
+      loaded: {"a/b/c": array}.
+      target: {"a/b/c": anything with shape and dtype}.
+      where: the config section, for messages.
+    Returns: the arrays for all paths of `target` but those allowed to be missing.
+    Raises: ValueError: one line that lists paths and shapes.
+    """
+    for name in options.adapt:
+        if name not in adapt.ADAPT:
+            raise ValueError(f"{where}.adapt names {name!r}; known: {', '.join(adapt.ADAPT)}")
+        loaded = adapt.ADAPT[name](loaded, target)
+    faults = [f"{path} has {loaded[path].shape} there, {target[path].shape} here"
+              for path in target if path in loaded and loaded[path].shape != target[path].shape]
+    if faults:
+        raise ValueError(f"{where}.checkpoint={options.checkpoint} is of another size: "
+                         f"{_few(faults)}; use the model it was made with, or {where}.adapt")
+    for paths, allowed, what, key in (
+            (target.keys() - loaded.keys(), options.allow_missing, "lacks", "allow_missing"),
+            (loaded.keys() - target.keys(), options.allow_unused, "also has", "allow_unused")):
+        wrong = sorted(p for p in paths if not any(re.search(rule, p) for rule in allowed))
+        if wrong:
+            raise ValueError(f"{where}.checkpoint={options.checkpoint} {what} {_few(wrong)}: if "
+                             f"that is meant, name them in {where}.{key}")
+    return {path: np.asarray(loaded[path], leaf.dtype) for path, leaf in target.items()
+            if path in loaded}
+
+
+def _few(items: list[str], most: int = 6) -> str:
+    """The first of many items, in one line."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest

@@ -1,0 +1,74 @@
+"""The train step: knows only `Task` and optax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from beit_jax.tasks.task import Task
+from beit_jax.training.state import TrainState
+
+
+def make_train_step(task: Task, tx: optax.GradientTransformation, base_key: jax.Array, *,
+                    ema_decay: float = 0.0, accumulation_steps: int = 1,
+                    out_shardings: Any = None) -> Callable:
+    """Compiles one step of training: one global batch, one update of the parameters.
+
+    Args:
+      base_key: all randomness of step t follows from it and t, so that a resumed run redraws t's.
+      ema_decay: weight of the old averaged parameters; 0 keeps none.
+      accumulation_steps: parts that a batch is worked off in, to save memory; gradients and
+        metrics are the means over the parts.
+      out_shardings: of (state, metrics); None lets the compiler choose, which may move leaves.
+    Returns: (state, frozen, batch) -> (state, metrics). `state` is donated. `metrics` are scalars:
+      the task's, "loss" and "grad_norm" (global norm before clipping).
+    """
+    def gradients(params, model_state, frozen, batch, key):
+        grad_fn = jax.value_and_grad(task.loss, has_aux=True)
+        (loss, (model_state, metrics)), grads = grad_fn(params, model_state, frozen, batch, key)
+        return model_state, (grads, {"loss": loss} | metrics)
+
+    def train_step(state: TrainState, base_key, frozen, batch):
+        key = jax.random.fold_in(base_key, state.step)
+        if accumulation_steps == 1:
+            model_state, (grads, metrics) = gradients(
+                state.params, state.model_state, frozen, batch, key)
+        else:
+            model_state, (grads, metrics) = _mean_over_parts(
+                lambda model_state, part, key: gradients(
+                    state.params, model_state, frozen, part, key),
+                state.model_state, batch, key, accumulation_steps)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_decay:
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+        state = TrainState(step=state.step + 1, params=params, model_state=model_state,
+                           opt_state=opt_state, ema_params=ema_params)
+        return state, metrics | {"grad_norm": optax.tree.norm(grads)}
+
+    # The key is an argument, not a constant: runs that differ in the seed share one program.
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+    return lambda state, frozen, batch: jitted(state, base_key, frozen, batch)
+
+
+def _mean_over_parts(gradients: Callable, model_state: Any, batch: Any, key: jax.Array,
+                     num_parts: int) -> tuple[Any, Any]:
+    """Works off a batch in parts, one after the other; the mean of what they give."""
+    # [b, ...] -> [b / n, n, ...] -> [n, b / n, ...]: every part stays spread over all devices
+    parts = jax.tree.map(
+        lambda rows: rows.reshape(-1, num_parts, *rows.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, num_parts)
+    first = jax.tree.map(lambda rows: rows[0], parts)
+    shapes = jax.eval_shape(gradients, model_state, first, keys[0])[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(carry, part_and_key):
+        model_state, total = carry
+        model_state, value = gradients(model_state, *part_and_key)
+        return (model_state, jax.tree.map(jnp.add, total, value)), None
+
+    (model_state, total), _ = jax.lax.scan(add, (model_state, zeros), (parts, keys))
+    return model_state, jax.tree.map(lambda value: value / num_parts, total)
