@@ -1,0 +1,215 @@
+"""The command line: python -m beit_jax.main --config FILE[:VARIANT] --workdir DIR [--config.a.b=1].
+
+Runs a recipe, or its stages one after the other, each in its own folder of the workdir.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+
+from absl import flags
+from ml_collections import config_flags
+
+log = logging.getLogger("beit_jax")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "config file, FILE[:VARIANT]")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and figures")
+EVALUATE = flags.DEFINE_bool("evaluate", False, "measure the newest checkpoint and stop")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "start jax.distributed; the cluster is detected (TPU slice, Slurm, ...)")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of the run")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+
+STAGE = "stage:"
+
+
+class _Console(logging.Handler):
+    """Writes to whatever sys.stderr is now, so that the live progress line stays whole."""
+
+    def emit(self, record):
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(level + self.format(record), file=sys.stderr, flush=True)
+
+
+def start_process() -> None:
+    """Logging, the compilation cache, and jax.distributed where flags or environment say so.
+
+    Raises: ValueError: flags of several processes that do not go together.
+    """
+    import jax
+
+    first = PROCESS_ID.value in (None, 0)
+    log.setLevel(logging.INFO if first else logging.WARNING)
+    log.handlers[:] = [_Console()]
+    log.propagate = False
+    # Orbax reports what it then raises anyway
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "beit_jax", "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # a recipe of many short stages compiles the same programs again and again
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    given = [flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
+    if any(given):
+        if not all(given):
+            raise ValueError("--coordinator, --num_processes and --process_id go together: give "
+                             "all three, or --distributed alone where the cluster is detected")
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    elif DISTRIBUTED.value or _cluster_in_environment():
+        jax.distributed.initialize()
+    if jax.process_index() == 0:
+        log.info("%d process(es), %d %s device(s)", jax.process_count(), jax.device_count(),
+                 jax.default_backend())
+
+
+def _cluster_in_environment() -> bool:
+    """Whether a launcher started several processes of this program."""
+    env = os.environ
+    if env.get("BEIT_JAX_DISTRIBUTED", "") not in ("", "0"):
+        return True
+    slurm = "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    mpi = int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    tpu = len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    return slurm or mpi or tpu or "JAX_COORDINATOR_ADDRESS" in env
+
+
+def stage_order(config) -> list[str]:
+    """Stages in the order of the config file. ConfigDict iterates by name, its JSON does not."""
+    return list(json.loads(config.to_json()).get("stages") or {})
+
+
+def resolve_stage(config, name: str, before: list[str], workdir: str):
+    """A copy of a stage's config with "stage:NAME" replaced by that stage's folder.
+
+    Args:
+      before: stages that have run when this one starts.
+    Raises: ValueError: a stage that is not there, or comes later.
+    """
+    stage = config.stages[name].copy_and_resolve_references()
+    for section in ("init", "target"):
+        path = (stage.get(section) or {}).get("checkpoint") or ""
+        if path.startswith(STAGE):
+            wanted = path.removeprefix(STAGE)
+            if wanted not in before:
+                raise ValueError(
+                    f"config.stages.{name}.{section}.checkpoint={path!r} is no stage before "
+                    f"{name}; those are: {', '.join(before) or 'none'}")
+            with stage.unlocked():
+                stage[section].checkpoint = os.path.join(workdir, wanted)
+    return stage
+
+
+def run(config, workdir: str, evaluate_only: bool = False) -> dict:
+    """Runs a recipe: its stages in order, or itself. Then the report and the curves.
+
+    Returns: metrics of the last evaluation; {stage: metrics} of a recipe with stages.
+    """
+    import jax
+
+    from beit_jax.training import loop
+
+    order = stage_order(config)
+    if not order:
+        results = loop.run(config, workdir, name=os.path.basename(os.path.normpath(workdir)),
+                           evaluate_only=evaluate_only)
+        log.info("%s: %s", workdir, _line(results))
+    else:
+        configs = {name: resolve_stage(config, name, order[:i], workdir)
+                   for i, name in enumerate(order)}
+        _check_stages(configs)
+        results = {}
+        for i, name in enumerate(order):
+            log.info("stage %d of %d: %s", i + 1, len(order), name)
+            results[name] = loop.run(configs[name], os.path.join(workdir, name), name=name,
+                                     evaluate_only=evaluate_only)
+    if jax.process_index() == 0:
+        if config.get("report"):
+            from beit_jax import report
+
+            report.make(json.loads(config.to_json())["report"], results, workdir)
+        if not evaluate_only:
+            from beit_jax.visualize import __main__ as figures
+
+            figures.collect(workdir)
+    return results
+
+
+def _check_stages(configs) -> None:
+    """Finds typos of the last stage before the first one has trained for hours."""
+    from beit_jax.training import recipe
+
+    for name, config in configs.items():
+        try:
+            recipe.read(config)
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
+
+
+def _line(metrics) -> str:
+    """Metrics as one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "no evaluation"
+
+
+def one_line(error: BaseException) -> str:
+    """An error as the user sees it."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _fail(error: BaseException, code: int) -> int:
+    """Prints one line, or everything if BEIT_JAX_TRACEBACK=1."""
+    if os.environ.get("BEIT_JAX_TRACEBACK", "") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    return code
+
+
+def main(argv: list[str]) -> int:
+    """Parses the flags and runs.
+
+    Args:
+      argv: as sys.argv.
+    Returns: 0; 1: input that cannot be used, or a loss that is not a number; 2: a wrong command
+      line; 130: interrupted; 143: stopped by SIGTERM with its state saved, so that a scheduler
+      knows that the run is to go on.
+    """
+    try:
+        flags.FLAGS(argv)
+        if CONFIG.value is None or WORKDIR.value is None:
+            raise ValueError("--config and --workdir are needed: python -m beit_jax.main "
+                             "--config configs/digits/beit.py --workdir runs/digits")
+    except (flags.Error, ValueError, LookupError, AttributeError, TypeError, OSError,
+            ImportError, SyntaxError, NotImplementedError) as error:
+        return _fail(error, 2)
+    try:
+        # before the imports that take seconds
+        start_process()
+        from beit_jax.training.preemption import Stopped
+
+        try:
+            run(CONFIG.value, WORKDIR.value, EVALUATE.value)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr, flush=True)
+            return 143
+    except (ValueError, OSError, FloatingPointError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """For `python -m beit_jax.main` and the installed command."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    entry()
