@@ -1,0 +1,13 @@
+"""Data: everything between files and uint8 batches. TensorFlow is loaded only when it is needed.
+
+`SOURCES` names the kinds of data; each is a function (options, split) -> Source. A name that is
+not here is looked up among prepared TFDS data sets.
+"""
+from beit_jax.data import digit_scenes_source, folder, synthetic, tfds_source
+
+SOURCES = {
+    "digit_scenes": digit_scenes_source.load,
+    "folder": folder.load,
+    "synthetic": synthetic.load,
+    "tfds": tfds_source.load,
+}

@@ -1,0 +1,146 @@
+"""Batches of examples, in an order that depends on the seed and the step alone.
+
+Example g of a run (g = step * global batch + row) is a function of (seed, g): which picture, which
+crop, which colours. A run that is resumed, or spread over other processes, therefore sees the same
+examples. Nothing here imports TensorFlow before the first batch is asked for.
+"""
+import functools
+
+import numpy as np
+
+from beit_jax.data import SOURCES
+from beit_jax.data.options import DataInfo, DataOptions
+from beit_jax.data.source import MissingSplit, Source, few_per_class
+
+__all__ = ["DataInfo", "DataOptions", "describe", "eval_batches", "steps_per_epoch",
+           "train_batches"]
+
+
+def describe(options: DataOptions) -> DataInfo:
+    """Numbers of examples and classes of a source.
+
+    Raises: ValueError: the source is missing, empty or unknown, or too small for one batch.
+    """
+    train, chosen = _train_source(options)
+    try:
+        num_eval = load(options, options.eval_split).num_examples
+    except MissingSplit:
+        num_eval = 0
+    return DataInfo(len(chosen) if chosen is not None else train.num_examples, num_eval,
+                    len(train.class_names), train.class_names)
+
+
+def steps_per_epoch(info: DataInfo, options: DataOptions) -> int:
+    """Whole batches in one pass over the training examples; the rest of a pass is left out.
+
+    Raises: ValueError: a global batch has more examples than there are.
+    """
+    steps = info.num_train // options.global_batch_size
+    if not steps:
+        raise ValueError(f"config.data.global_batch_size={options.global_batch_size} is larger "
+                         f"than the {info.num_train} training examples of {options.name}: "
+                         "make it smaller")
+    return steps
+
+
+def train_batches(options: DataOptions, *, seed: int, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1):
+    """Training batches without end, from the one of `start_step` on.
+
+    Args:
+      seed: of order and augmentation.
+      start_step: steps that are already done.
+      process_index, process_count: this process gets rows i * B / n to (i + 1) * B / n.
+    Returns: iterator of dicts of numpy arrays, b = B / n rows: image uint8 [b, s, s, 3] (0..255,
+      RGB), image_for_target uint8 [b, t, t, 3] where target_px > 0, label int32 [b] (-1 = none),
+      index int32 [b] (example number in the split), is_example bool [b] (all True).
+    Raises: ValueError: a missing or broken source, a batch that the processes cannot divide or
+      that is larger than the data.
+    """
+    source, chosen = _train_source(options)
+    num_train = source.num_examples if chosen is None else len(chosen)
+    info = DataInfo(num_train, 0, len(source.class_names), source.class_names)
+    plan = dict(steps=steps_per_epoch(info, options), chosen=chosen, num_train=num_train,
+                batch=options.global_batch_size, seed=seed, start_step=start_step,
+                rows=_rows(options.global_batch_size, "global_batch_size", process_index,
+                           process_count))
+    if source.views is not None:
+        return _finished_train_batches(source, **plan)
+    from beit_jax.data import tf_pipeline  # TensorFlow: seconds to import
+    return tf_pipeline.train_batches(source, options, **plan)
+
+
+def eval_batches(options: DataOptions, split: str = "validation", *, process_index: int = 0,
+                 process_count: int = 1):
+    """One pass over a split, in order; the same number of full batches in every process.
+
+    Args: split: "validation" and "train" stand for `eval_split` and `train_split`; another name
+      is the source's own.
+    Returns: iterator of dicts as of `train_batches`. Filler rows that complete the last batch have
+      is_example False, label -1 and index -1.
+    Raises: ValueError: as `train_batches`, or the source has no such split.
+    """
+    name = {"validation": options.eval_split, "train": options.train_split}.get(split, split)
+    source = load(options, name)
+    key = "eval_batch_size" if options.eval_batch_size else "global_batch_size"
+    batch = getattr(options, key)
+    rows = _rows(batch, key, process_index, process_count)
+    if source.views is not None:
+        return _finished_eval_batches(source, batch, rows)
+    from beit_jax.data import tf_pipeline
+    return tf_pipeline.eval_batches(source, options, batch=batch, rows=rows)
+
+
+def load(options: DataOptions, split: str) -> Source:
+    """The source that `options.name` means; any name outside `SOURCES` is one of TFDS."""
+    kind = options.name.partition("/")[0]
+    loader = SOURCES[kind if kind in SOURCES else "tfds"]
+    return loader(options, split)
+
+
+def _train_source(options: DataOptions) -> tuple[Source, np.ndarray | None]:
+    """The training split, and the example numbers to use of it (None = all)."""
+    source = load(options, options.train_split)
+    if not options.examples_per_class:
+        return source, None
+    if source.labels is None:
+        raise ValueError("config.data.examples_per_class needs all labels beforehand, which "
+                         f"{source.what} gives only in sequence: prepare it as array_record")
+    return source, few_per_class(source.labels, options.examples_per_class, options.subset_seed)
+
+
+def _rows(batch: int, key: str, process_index: int, process_count: int) -> np.ndarray:
+    """Rows of the global batch that belong to this process."""
+    if batch % process_count:
+        raise ValueError(f"config.data.{key}={batch} is no multiple of {process_count} processes")
+    local = batch // process_count
+    return np.arange(process_index * local, (process_index + 1) * local)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def _finished_train_batches(source, *, steps, chosen, num_train, batch, seed, start_step, rows):
+    """Order only, for sources whose views need no work: without TensorFlow."""
+    step = start_step
+    while True:
+        order = _permutation(num_train, seed, step // steps)
+        index = order[(step % steps) * batch + rows]
+        index = index if chosen is None else chosen[index]
+        yield _finished_batch(source, index, np.ones(len(index), bool))
+        step += 1
+
+
+def _finished_eval_batches(source, batch, rows):
+    for start in range(0, source.num_examples, batch):
+        is_example = start + rows < source.num_examples
+        yield _finished_batch(source, np.where(is_example, start + rows, 0), is_example)
+
+
+def _finished_batch(source, index, is_example):
+    views = {key: view[index] for key, view in source.views.items()}
+    label = np.where(is_example, source.labels[index], -1).astype(np.int32)
+    index = np.where(is_example, index, -1).astype(np.int32)
+    return views | {"label": label, "index": index, "is_example": is_example}

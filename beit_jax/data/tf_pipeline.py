@@ -1,0 +1,207 @@
+"""The `tf.data` graphs behind `pipeline.py`; imported only when a batch is asked for."""
+import os
+
+import numpy as np
+
+from beit_jax.data import views
+from beit_jax.data.host_tensorflow import tf
+from beit_jax.data.image_file import decode_with_pil
+from beit_jax.data.options import DataOptions
+from beit_jax.data.source import Source
+
+
+def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_train, batch, seed,
+                  start_step, rows):
+    """Endless batches; see `pipeline.train_batches` and `pipeline._finished_train_batches`."""
+    threads = options.threads or len(os.sched_getaffinity(0))
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    seed = seed % 2**31
+    chosen = None if chosen is None else tf.constant(chosen, tf.int64)
+
+    def choose(step):
+        """step -> what the local rows are, and the random numbers that belong to them."""
+        epoch = step // steps
+        position = (step % steps) * batch + tf.range(first, last, dtype=tf.int64)
+        index = tf.random.experimental.index_shuffle(
+            position, tf.stack([tf.cast(seed, tf.int64), epoch]), num_train - 1)
+        index = index if chosen is None else tf.gather(chosen, index)
+        # Drawn for the global batch, then cut: a row's numbers do not depend on the processes.
+        of_step = tf.stack([tf.cast(seed, tf.int64), step])
+        seeds = tf.random.stateless_uniform([batch, 2], of_step, None, None, tf.int64)[first:last]
+        return {"index": index, "seed": seeds, "step": step}
+
+    def batch_views(rows_of_step):
+        of_step = tf.stack([rows_of_step["step"], tf.cast(seed, tf.int64)])
+        draws = tf.random.stateless_uniform([batch, views.DRAWS], of_step)[first:last]
+        images = tf.gather(in_memory, rows_of_step["index"])
+        return views.train_batch(images, draws, options) | _labels(labels, rows_of_step)
+
+    def example_views(example):
+        made = views.train_example(_image(source, in_memory, example), example["seed"], options)
+        made |= {key: example[key] for key in ("label", "index", "seed")}
+        return augmented(made) if options.randaugment else made
+
+    def augmented(made):
+        image = views.augment(made["image"], tf.reverse(made["seed"], [0]), options)
+        return made | {"image": image}
+
+    if source.sequence is not None:
+        return _sequential_train_batches(source, options, example_views, batch, seed, steps,
+                                         start_step, first, last, threads)
+    in_memory = None if source.images is None else tf.constant(source.images)
+    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
+    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    dataset = dataset.map(choose, num_parallel_calls=1)
+    if in_memory is not None and views.can_batch(source.images, options):
+        dataset = dataset.map(batch_views, num_parallel_calls=threads)
+        if options.randaugment:
+            dataset = dataset.unbatch().map(augmented, num_parallel_calls=threads)
+            dataset = dataset.batch(last - first, drop_remainder=True)
+    else:
+        dataset = _examples(dataset, source, labels)
+        dataset = dataset.map(example_views, num_parallel_calls=threads)
+        dataset = dataset.batch(last - first, drop_remainder=True)
+    return _numpy_batches(dataset.map(_finish), threads, source)
+
+
+def eval_batches(source: Source, options: DataOptions, *, batch, rows):
+    """One pass, filled up; see `pipeline.eval_batches`."""
+    threads = options.threads or len(os.sched_getaffinity(0))
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    num_examples = source.num_examples
+
+    def choose(step):
+        position = step * batch + tf.range(first, last, dtype=tf.int64)
+        return {"index": tf.minimum(position, num_examples - 1),
+                "is_example": position < num_examples}
+
+    def batch_views(rows_of_step):
+        images = tf.gather(in_memory, rows_of_step["index"])
+        return views.eval_batch(images, options) | _labels(labels, rows_of_step)
+
+    def example_views(example):
+        made = views.eval_example(_image(source, in_memory, example), options)
+        return made | {key: example[key] for key in ("label", "index", "is_example")}
+
+    steps = -(-num_examples // batch)
+    if source.sequence is not None:
+        dataset = source.sequence(None).map(example_views, num_parallel_calls=threads)
+        return _sequential_eval_batches(dataset, steps, batch, first, last, threads, source)
+    in_memory = None if source.images is None else tf.constant(source.images)
+    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
+    dataset = tf.data.Dataset.range(steps).map(choose, num_parallel_calls=1)
+    if in_memory is not None and views.can_batch(source.images, options):
+        dataset = dataset.map(batch_views, num_parallel_calls=threads)
+    else:
+        dataset = _examples(dataset, source, labels)
+        dataset = dataset.map(example_views, num_parallel_calls=threads)
+        dataset = dataset.batch(last - first, drop_remainder=True)
+    return _numpy_batches(dataset.map(_finish), threads, source)
+
+
+def _labels(labels, rows):
+    """The rows without their step, and with their labels."""
+    kept = {key: rows[key] for key in ("index", "seed", "is_example") if key in rows}
+    return kept | {"label": tf.gather(labels, rows["index"])}
+
+
+def _examples(dataset, source: Source, labels):
+    """Batches of rows to single rows with labels; records are read a batch at a time."""
+    def complete(rows):
+        extra = {"label": tf.gather(labels, rows["index"])} if labels is not None else {}
+        if source.read_many is not None:
+            extra = source.read_many(rows["index"]) | extra
+        rows = {key: value for key, value in rows.items() if key != "step"}
+        return rows | extra
+
+    # Two calls: the next batch is read while this one is being decoded.
+    return dataset.map(complete, num_parallel_calls=2).unbatch()
+
+
+def _image(source: Source, in_memory, example):
+    """What the views start from: pixels, or encoded bytes that TensorFlow decodes rightly."""
+    if in_memory is not None:
+        return tf.gather(in_memory, example["index"])
+    if source.read is None:
+        return example["encoded"]
+    encoded = source.read(example["index"])
+    if source.needs_pil is None or not source.needs_pil.any():
+        return encoded
+
+    def odd():
+        # As PNG, so that both branches give bytes: such files are few.
+        image = tf.numpy_function(decode_with_pil, [encoded], tf.uint8, stateful=False)
+        return tf.io.encode_png(tf.ensure_shape(image, [None, None, 3]), compression=0)
+
+    return tf.cond(tf.gather(source.needs_pil, example["index"]), odd, lambda: encoded)
+
+
+def _finish(batch):
+    """int32 numbers, filler rows marked, seeds dropped."""
+    batch = {key: value for key, value in batch.items() if key != "seed"}
+    is_example = batch.get("is_example", tf.ones_like(batch["index"], tf.bool))
+    for key in ("label", "index"):
+        batch[key] = tf.where(is_example, tf.cast(batch[key], tf.int32), -1)
+    return batch | {"is_example": is_example}
+
+
+def _numpy_batches(dataset, threads: int, source: Source):
+    """Runs a data set: its own threads, two batches ahead, one-line errors."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    iterator = dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    op_error = tf.errors.OpError  # at exit `tf` may be gone before this generator is
+
+    def batches():
+        while True:
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+            except op_error as error:
+                reason = " ".join(str(error.message).split())[:300]
+                raise ValueError(
+                    f"{source.what} cannot be read ({reason}): check the files, "
+                    "remove or replace the broken ones, and start again") from error
+
+    return batches()
+
+
+def _sequential_train_batches(source, options, example_views, batch, seed, steps, start_step,
+                              first, last, threads):
+    """Without random access: each epoch's fixed order, and what is already done skipped unread."""
+    def epoch_dataset(epoch, skipped):
+        dataset = source.sequence(seed * 100_003 + epoch).take(steps * batch).skip(skipped * batch)
+        dataset = dataset.enumerate(skipped * batch).filter(
+            lambda position, _: (first <= position % batch) & (position % batch < last))
+
+        def seeded(position, example):
+            of_example = tf.stack([tf.cast(seed, tf.int64), epoch * steps * batch + position])
+            return example | {"seed": of_example}
+
+        dataset = dataset.map(seeded).map(example_views, num_parallel_calls=threads)
+        return dataset.batch(last - first, drop_remainder=True).map(_finish)
+
+    def batches():
+        epoch, skipped = divmod(start_step, steps)
+        while True:
+            yield from _numpy_batches(epoch_dataset(epoch, skipped), threads, source)
+            epoch, skipped = epoch + 1, 0
+
+    return batches()
+
+
+def _sequential_eval_batches(dataset, steps, batch, first, last, threads, source):
+    """A pass without random access: complete with copies of the last example, keep our rows."""
+    num_examples = source.num_examples
+    filler = steps * batch - num_examples
+    last_one = dataset.skip(num_examples - 1).take(1).repeat(filler)
+    dataset = dataset.concatenate(last_one).enumerate()
+    dataset = dataset.filter(
+        lambda position, _: (first <= position % batch) & (position % batch < last))
+    dataset = dataset.map(
+        lambda position, example: example | {"is_example": position < num_examples})
+    dataset = dataset.batch(last - first, drop_remainder=True).map(_finish)
+    return _numpy_batches(dataset, threads, source)

@@ -1,0 +1,132 @@
+"""Reading of prepared TFDS files: by example number, or in a fixed order."""
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from beit_jax.data.host_tensorflow import tf
+from beit_jax.data.source import MissingSplit, Source
+
+_INTERLEAVED = 16  # files read at once where only a sequence is possible
+_PORTION = 512  # records read at once where all of them are
+
+
+def read(data_dir: str, split: str, what: str, max_pixel_bytes: int, max_file_bytes: int) -> Source:
+    """A split as a `Source`; see `tfds_source.load`."""
+    builder = tfds.builder_from_directory(data_dir)
+    num_examples = _check(builder, split, what)
+    features = builder.info.features
+    names = features["label"].names if "label" in features else None
+    source = Source(num_examples, tuple(names or ()), what)
+    shape = features["image"].shape
+    is_random = builder.info.file_format.value == "array_record"
+    if None not in shape and num_examples * np.prod(shape) <= max_pixel_bytes:
+        return _in_memory(source, _portions(builder, split, is_random), shape)
+    if is_random:
+        return _by_number(source, builder.info.splits[split])
+    if builder.info.splits[split].num_bytes <= max_file_bytes:
+        return _encoded_in_memory(source, _portions(builder, split, is_random))
+    return _in_sequence(source, builder, split)
+
+
+def _check(builder, split: str, what: str) -> int:
+    """Number of examples of a split that is there and has images."""
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        raise MissingSplit(f"{what} has no split {split!r} (known: "
+                           f"{', '.join(builder.info.splits)}): set config.data.eval_split, or "
+                           "config.data.holdout_per_class=50") from None
+    if not num_examples:
+        raise ValueError(f"{what}: split {split!r} is empty: prepare the data set again")
+    if "image" not in builder.info.features:
+        raise ValueError(f'{what} has no field "image"; it has '
+                         f"{', '.join(builder.info.features)}")
+    return num_examples
+
+
+def _parse(records):
+    """Serialised records, string [b], to encoded images and labels."""
+    parsed = tf.io.parse_example(records, {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64, -1)})
+    return {"encoded": parsed["image"], "label": tf.cast(parsed["label"], tf.int32)}
+
+
+def _portions(builder, split: str, is_random: bool):
+    """All examples in their order on disk, many at a time."""
+    if not is_random:
+        yield from _sequence(builder, split, None).batch(_PORTION)
+        return
+    with ArrayRecordDataSource(builder.info.splits[split].file_instructions) as records:
+        for start in range(0, len(records), _PORTION):
+            numbers = range(start, min(start + _PORTION, len(records)))
+            yield _parse(tf.constant(records.__getitems__(list(numbers))))
+
+
+def _sequence(builder, split: str, seed: int | None):
+    """TFRecord files in their order on disk, or in the shuffled one of a seed."""
+    wanted = {name: True for name in ("image", "label") if name in builder.info.features}
+    shuffled = {} if seed is None else {"shuffle_seed": seed, "interleave_cycle_length":
+                                        _INTERLEAVED}
+    dataset = builder.as_dataset(
+        split=split, shuffle_files=seed is not None,
+        decoders=tfds.decode.PartialDecoding(
+            wanted, decoders={"image": tfds.decode.SkipDecoding()}),
+        read_config=tfds.ReadConfig(try_autocache=False, **shuffled))
+    none = tf.constant(-1, tf.int64)
+    return dataset.map(lambda example: {
+        "encoded": example["image"], "label": tf.cast(example.get("label", none), tf.int32)})
+
+
+def _in_memory(source: Source, portions, shape) -> Source:
+    """All pixels, decoded once."""
+    images = np.empty((source.num_examples, *shape[:2], 3), np.uint8)
+    labels = np.empty(source.num_examples, np.int32)
+
+    @tf.function
+    def decode(encoded):
+        return tf.map_fn(
+            lambda one: tf.ensure_shape(tf.io.decode_image(one, 3, expand_animations=False),
+                                        (*shape[:2], 3)), encoded, fn_output_signature=tf.uint8)
+
+    at = 0
+    for portion in portions:
+        end = at + len(portion["label"])
+        images[at:end], labels[at:end] = decode(portion["encoded"]), portion["label"]
+        at = end
+    return source._replace(images=images, labels=labels)
+
+
+def _by_number(source: Source, split_info) -> Source:
+    """Records fetched by number, a batch at a time: the one call of Python in the graph."""
+    # The same instructions that TFDS itself reads by: they know slices such as "train[:90%]".
+    records = ArrayRecordDataSource(split_info.file_instructions)
+
+    def fetch(numbers):
+        return np.array(records.__getitems__(numbers.tolist()), object)
+
+    def read_many(index):
+        found = tf.numpy_function(fetch, [index], tf.string, stateful=False)
+        return _parse(tf.ensure_shape(found, index.shape))
+
+    return source._replace(read_many=read_many)
+
+
+def _encoded_in_memory(source: Source, portions) -> Source:
+    """Encoded bytes of all images, for small data sets without random access."""
+    encoded, labels = [], []
+    for portion in portions:
+        encoded.append(portion["encoded"])
+        labels.append(portion["label"])
+    table = tf.concat(encoded, 0)
+    return source._replace(read=lambda index: tf.gather(table, index),
+                           labels=np.concatenate(labels))
+
+
+def _in_sequence(source: Source, builder, split: str) -> Source:
+    """A fixed shuffled order of files for each seed; None = the order on disk."""
+    def sequence(seed):
+        dataset = _sequence(builder, split, seed).enumerate()
+        return dataset.map(lambda number, example: example | {"index": number})
+
+    return source._replace(sequence=sequence)
