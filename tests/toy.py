@@ -4,7 +4,6 @@ As a script, `python tests/toy.py <flags of beit_jax.main>` is the command line 
 """
 
 import os
-import sys
 import time
 
 import jax
@@ -17,8 +16,17 @@ from beit_jax.tasks.task import Task, mean_of_sums
 NUM_TRAIN, NUM_EVAL, NUM_CLASSES = 64, 21, 4
 
 
-def get_config(**overrides) -> ConfigDict:
-    """A whole config; overrides are "section.key" (with "__" for the dot) or top-level keys."""
+def get_config(variant: str = "", **overrides) -> ConfigDict:
+    """A whole config; overrides are section__key=value or top-level keys; ":stages" has three."""
+    if variant == "stages":
+        config = get_config(report=dict(
+            metric="eval/validation/top1", scale=100.0, unit="%", title="Toy",
+            rows={"scratch": {"one": ("zeta",)}, "tuned": {"both": ("alpha", "beta"),
+                                                           "last": ("beta",)}}))
+        config.stages = dict(zeta=get_config(eval__pictures=4),
+                             alpha=get_config(init__checkpoint="stage:zeta", seed=1),
+                             beta=get_config(init__checkpoint="stage:zeta", seed=2))
+        return config
     config = ConfigDict(dict(
         seed=0, task="toy", total_steps=6, total_epochs=0.0, dtype="auto",
         matmul_precision="default", mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -42,7 +50,6 @@ def make(config) -> Task:
     """A two-layer perceptron with noise on its input and a counter in its state."""
     width, num_classes = config.model.width, config.model.num_classes
     blow_up_at = config.loss.get("blow_up_at", -1)
-    sleep = config.loss.get("step_seconds", 0.0)
 
     def init(key, batch):
         size = int(np.prod(batch["image"].shape[1:]))
@@ -68,8 +75,6 @@ def make(config) -> Task:
         value = jnp.mean(losses(logits_of(params, image), batch["label"]))
         calls = state["counter"]["calls"] + 1
         value = jnp.where(calls == blow_up_at, jnp.nan, value)
-        if sleep:
-            jax.debug.callback(lambda: time.sleep(sleep), ordered=True)
         return value, ({"counter": {"calls": calls}}, {"noise": jnp.mean(image)})
 
     def eval_step(variables, frozen, batch):
@@ -109,6 +114,7 @@ def describe(options):
 def train_batches(options, *, seed, start_step, process_index=0, process_count=1):
     step = start_step
     while True:
+        time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))  # time to be killed in
         index = np.random.default_rng([seed, step]).integers(0, NUM_TRAIN,
                                                              options.global_batch_size)
         yield _rows(_local(index, process_index, process_count))
@@ -135,7 +141,6 @@ def install(setattr_=setattr) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     install()
     from beit_jax import main
 

@@ -36,7 +36,7 @@ class Job:
     frozen: dict[str, Any]
     batches: Iterator               # from step `start` on
     train_step: Callable
-    schedules: dict[str, Callable]
+    rates: Callable                 # step -> {"learning_rate": value, ...}
     measure: Callable               # state -> {"eval/<split>/<metric>": value}
     draw: Callable                  # state -> {"name": uint8 [n, h, w, 3]}
 
@@ -111,6 +111,9 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     if not info.num_eval:
         log.warning("%s: the data has no examples to evaluate on", name)
 
+    # one small program in place of one for every operation of the schedules
+    rates = jax.jit(lambda step: {key: at(step) for key, at in schedules.items()})
+
     def measure(current) -> dict[str, float]:
         if not info.num_eval:
             return {}
@@ -122,7 +125,7 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
         return draw_pictures(current, frozen, first, draw_key)
 
     return Job(name, opts, mesh, task, total, per_epoch, checkpoints, start or 0, train_state,
-               frozen, _from_first(first, batches), train_step, schedules, measure, draw)
+               frozen, _from_first(first, batches), train_step, rates, measure, draw)
 
 
 def _from_first(first, others: Iterator) -> Iterator:
@@ -142,8 +145,8 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
         """Writes the pending lines, and refuses to go on from a loss that is not a number."""
         for logged in sorted(pending):
             values, speed = pending.pop(logged)
-            rates = {key: schedule(logged - 1) for key, schedule in job.schedules.items()}
-            train_values = {f"train/{key}": value for key, value in (values | rates).items()}
+            values |= job.rates(logged - 1)
+            train_values = {f"train/{key}": value for key, value in values.items()}
             writer.write(logged, train_values | speed)
         if not math.isfinite(loss := float(metrics["loss"])):
             raise FloatingPointError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import logging
 import math
@@ -88,7 +89,7 @@ class MetricWriter:
 
     def _begin(self, start_step: int) -> None:
         """Starts the live line, if somebody is looking."""
-        self._started, self._first = time.monotonic(), start_step
+        self._started, self._first = None, start_step
         if not self._console.is_terminal:
             return
         columns = (
@@ -125,10 +126,13 @@ class MetricWriter:
         if self._progress:
             self._progress.update(self._bar, completed=step, shown=shown)
             return
-        left = (time.monotonic() - self._started) * (self._total - step)
-        left = round(left / max(step - self._first, 1))
-        self._print(f"{self._name}  step {step}/{self._total}  {shown}  ETA {left // 3600}:"
-                    f"{left // 60 % 60:02d}:{left % 60:02d}")
+        eta, now = "", time.monotonic()
+        if self._started is None:  # the first line: before it, the step was compiled
+            self._started, self._first = now, step
+        elif step > self._first:
+            left = (now - self._started) * (self._total - step) / (step - self._first)
+            eta = f"  ETA {datetime.timedelta(seconds=round(left))}"
+        self._print(f"{self._name}  step {step}/{self._total}  {shown}{eta}")
 
     def _print(self, text: str) -> None:
         """A line of its own, above the live one."""

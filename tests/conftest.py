@@ -1,0 +1,71 @@
+"""What all tests share: CPU by default, one compilation cache, and the toy task."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# before jax starts; JAX_PLATFORMS=cuda python -m pytest runs them on a GPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(TESTS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs that are started again, in this process or another, do not compile again."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The module tests/toy.py, installed as task "toy" with its own data."""
+    import toy as module
+
+    from beit_jax import tasks
+
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    module.install(monkeypatch.setattr)
+    return module
+
+
+@pytest.fixture
+def mesh():
+    """One device."""
+    from beit_jax.training import sharding
+
+    made = sharding.make_mesh(sharding.MeshOptions())
+    with sharding.use(made):
+        yield made
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """The command line in this process: (*arguments) -> (exit code, lines of stderr, stdout)."""
+    from beit_jax import main
+
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(main.log, name, getattr(main.log, name))  # main sets them
+
+    def run(*arguments):
+        flags = main.flags.FLAGS
+        for name in [name for name in flags if name.startswith("config.")]:
+            delattr(flags, name)  # overrides that an earlier call has defined
+        for flag in main.__dict__.values():
+            if isinstance(flag, main.flags.FlagHolder):
+                flags[flag.name].unparse()
+        flags.unparse_flags()
+        argv = ["beit_jax", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads its overrides from there
+        capfd.readouterr()
+        code = main.main(argv)
+        out, err = capfd.readouterr()
+        return code, err.splitlines(), out
+
+    return run
