@@ -1,0 +1,70 @@
+"""Weights from and to other frameworks. FORMATS names every format that is known."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from beit_jax.convert import engine, tables
+
+_TIMM_REFUSED = (
+    (r"(mask_token|lm_head/.*)", "timm's beit has no masked-image-modelling part; drop it first"),
+)
+
+FORMATS = {
+    "microsoft": engine.Format(tables.VIT, tables.VIT_IGNORED),
+    "timm": engine.Format(
+        tables.VIT, tables.VIT_IGNORED, expand_shared_table=True, refused=_TIMM_REFUSED
+    ),
+    "huggingface": engine.Format(tables.HUGGINGFACE, tables.VIT_IGNORED),
+    "dalle": engine.Format(tables.DALLE),
+}
+
+
+def to_ours(reference: Mapping[str, np.ndarray], fmt: str) -> dict[str, np.ndarray]:
+    """Reference names and layouts -> our flat "a/b/c" names. Linear: gradients convert likewise.
+
+    Args:
+      reference: name -> array, in the reference's layout. For "dalle" the names bear "encoder/"
+        or "decoder/" in front.
+      fmt: a key of FORMATS.
+    Raises: ValueError: an unknown format, a name that the format does not know, a missing block.
+    """
+    return engine.import_arrays(reference, get_format(fmt))[0]
+
+
+def to_reference(ours: Mapping[str, np.ndarray], fmt: str) -> dict[str, np.ndarray]:
+    """Our flat names -> the reference's names and layouts; undoes `to_ours` exactly.
+
+    Raises: ValueError: an unknown format, a leaf that the format does not know or cannot hold.
+    """
+    return engine.export_arrays(ours, get_format(fmt))[0]
+
+
+def get_format(fmt: str) -> engine.Format:
+    """FORMATS[fmt]. Raises ValueError naming the known ones."""
+    if fmt not in FORMATS:
+        raise ValueError(f"format {fmt!r} is unknown; known: {', '.join(FORMATS)}")
+    return FORMATS[fmt]
+
+
+def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
+    """{"a/b/c": array} -> {"a": {"b": {"c": array}}}."""
+    nested: dict = {}
+    for name, value in flat.items():
+        *path, leaf = name.split("/")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return nested
+
+
+def flatten(nested: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
+    """Undoes `unflatten`."""
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat

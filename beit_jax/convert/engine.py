@@ -1,0 +1,192 @@
+"""Applies a name table to a dict of arrays, in either direction, strictly.
+
+All transforms move numbers and compute nothing, so that a round trip is exact bit for bit and
+gradients convert like the weights they belong to.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+# (reference -> ours, ours -> reference)
+TRANSFORMS = {
+    "same": (lambda a: a, lambda a: a),
+    "transpose": (lambda a: a.T, lambda a: a.T),  # torch Linear [out, in], ours [in, out]
+    # torch convolution [out, in, kh, kw], ours [kh, kw, in, out]
+    "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
+}
+_JOIN = re.compile(r"join(\d)of(\d)")  # one of n Linears whose outputs stand side by side in ours
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How another framework names and lays out the same weights.
+
+    Attributes:
+      names: rows (reference, ours, transform); see tables.py.
+      ignored: rows (regular expression, reason): reference entries without a counterpart.
+      expand_shared_table: whether export gives every block its own copy of a relative-position
+        table that all blocks share, because the other side knows no shared one.
+      refused: rows (regular expression over our paths, reason): leaves that the other side cannot
+        hold, so that export must stop.
+    """
+
+    names: tuple[tuple[str, str, str], ...]
+    ignored: tuple[tuple[str, str], ...] = ()
+    expand_shared_table: bool = False
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a conversion did: names read, names left out with the reason, leaves made."""
+
+    used: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
+    made: tuple[str, ...]
+
+
+def _pattern(template: str) -> re.Pattern:
+    """A row's name as a regular expression; {i}, {g} ... become numbers."""
+    parts = _FIELD.split(template)
+    text = "".join(
+        re.escape(part) if k % 2 == 0 else rf"(?P<{part}>\d+)" for k, part in enumerate(parts)
+    )
+    return re.compile(text)
+
+
+def _fill(template: str, fields: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda match: fields[match[1]], template)
+
+
+def import_arrays(
+    reference: Mapping[str, np.ndarray], fmt: Format
+) -> tuple[dict[str, np.ndarray], Report]:
+    """Reference names -> our flat "a/b/c" names.
+
+    Raises: ValueError: a name that no row and no ignored entry knows, a missing block or part.
+    """
+    rows = [(_pattern(name), ours, transform) for name, ours, transform in fmt.names]
+    # our name -> block number or None -> part number -> array
+    found: dict[str, dict] = {}
+    parts_wanted: dict[str, int] = {}
+    used, ignored, unknown = [], [], []
+    for name, value in reference.items():
+        for pattern, ours, transform in rows:
+            match = pattern.fullmatch(name)
+            if match:
+                fields = match.groupdict()
+                block = int(fields["i"]) if "i" in fields else None
+                target = _fill(ours, fields)
+                array, part, parts = _to_ours(np.asarray(value), transform)
+                parts_wanted[target] = parts
+                found.setdefault(target, {}).setdefault(block, {})[part] = array
+                used.append(name)
+                break
+        else:
+            reason = _reason(name, fmt.ignored)
+            (ignored if reason else unknown).append((name, reason) if reason else name)
+    if unknown:
+        raise ValueError(f"no row of the name table knows {_list(unknown)}: is it another format?")
+    ours = {name: _stack(name, blocks, parts_wanted[name]) for name, blocks in found.items()}
+    _check_depth({name: len(blocks) for name, blocks in found.items() if None not in blocks})
+    return ours, Report(tuple(used), tuple(ignored), tuple(ours))
+
+
+def export_arrays(
+    ours: Mapping[str, np.ndarray], fmt: Format
+) -> tuple[dict[str, np.ndarray], Report]:
+    """Our flat "a/b/c" names -> reference names, every array C-contiguous.
+
+    Raises: ValueError: a leaf that no row knows or that the other side cannot hold.
+    """
+    ours = {name: np.asarray(value) for name, value in ours.items()}
+    for name in ours:
+        reason = _reason(name, fmt.refused)
+        if reason:
+            raise ValueError(f"{name} cannot be exported: {reason}")
+    if fmt.expand_shared_table:
+        ours = _expand_shared_table(ours)
+    rows = [(name, _pattern(target), transform) for name, target, transform in fmt.names]
+    reference, unknown = {}, []
+    for name, value in ours.items():
+        known = False
+        for template, pattern, transform in rows:
+            match = pattern.fullmatch(name)
+            if not match:
+                continue
+            known = True
+            if "{i}" in template:
+                for i, block in enumerate(value):
+                    fields = match.groupdict() | {"i": str(i)}
+                    reference[_fill(template, fields)] = _to_reference(block, transform)
+            else:
+                reference[_fill(template, match.groupdict())] = _to_reference(value, transform)
+        if not known:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"no row of the name table knows our {_list(unknown)}")
+    return reference, Report(tuple(ours), (), tuple(reference))
+
+
+def _to_ours(array: np.ndarray, transform: str) -> tuple[np.ndarray, int, int]:
+    """(array in our layout, which part it is, how many parts there are)."""
+    join = _JOIN.fullmatch(transform)
+    if join:
+        return array.T, int(join[1]), int(join[2])
+    return TRANSFORMS[transform][0](array), 0, 1
+
+
+def _to_reference(array: np.ndarray, transform: str) -> np.ndarray:
+    join = _JOIN.fullmatch(transform)
+    if join:
+        array = np.split(array, int(join[2]), axis=-1)[int(join[1])].T
+    else:
+        array = TRANSFORMS[transform][1](array)
+    return np.array(array, order="C")  # a copy that owns its memory: writers need contiguity
+
+
+def _stack(name: str, blocks: dict, parts: int) -> np.ndarray:
+    """Joins the parts of every block and stacks the blocks on a leading axis."""
+    joined = {}
+    for block, by_part in blocks.items():
+        if sorted(by_part) != list(range(parts)):
+            raise ValueError(f"{name}: only {len(by_part)} of its {parts} parts are there")
+        ordered = [by_part[part] for part in range(parts)]
+        joined[block] = ordered[0] if parts == 1 else np.concatenate(ordered, axis=-1)
+    if None in joined:
+        return np.array(joined[None], order="C")
+    if sorted(joined) != list(range(len(joined))):
+        raise ValueError(f"{name}: blocks {sorted(joined)} are there; some between are missing")
+    return np.stack([joined[i] for i in range(len(joined))])
+
+
+def _check_depth(depths: Mapping[str, int]) -> None:
+    """Every stacked leaf must come from equally many blocks."""
+    if len(set(depths.values())) > 1:
+        deepest = max(depths.values())
+        short = [f"{name} ({depth})" for name, depth in depths.items() if depth < deepest]
+        raise ValueError(f"of {deepest} blocks, some lack {_list(short)}")
+
+
+def _expand_shared_table(ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gives every block a copy of the shared relative-position table, if there is one."""
+    shared = ours.pop("rel_pos_bias/relative_position_bias_table", None)
+    if shared is None:
+        return ours
+    depth = ours["blocks/norm1/scale"].shape[0]
+    tables = np.repeat(shared[None], depth, axis=0)
+    own = ours.get("blocks/attn/relative_position_bias_table", 0)  # the two kinds add up
+    return ours | {"blocks/attn/relative_position_bias_table": tables + own}
+
+
+def _reason(name: str, rows) -> str:
+    return next((reason for pattern, reason in rows if re.fullmatch(pattern, name)), "")
+
+
+def _list(names, most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,128 @@
+"""Reads golden files: inputs, weights and results of the original programs.
+
+The folder is BEIT_JAX_GOLDEN, by default tests/golden/data. What a file is a test OF, its kind,
+follows from the arrays and the configuration it holds, so that other files of the same format are
+picked up whatever they are called.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+
+# kind -> module of tests/golden that reads it; test_every_file_is_read.py holds the table to it
+READERS = {
+    "mim": "test_beit",
+    "finetune": "test_beit",
+    "block_masking": "test_masking",
+    "relpos_index": "test_positions",
+    "posembed_interp": "test_positions",
+    "init_stats": "test_init",
+    "param_groups": "test_optim",
+    "cosine_schedule": "test_optim",
+    "train_trace": "test_train_trace",
+    "dvae": "test_dvae",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """One file. Keys of params, inputs, outputs, grads come without their prefix; `arrays` holds
+    everything under its full name."""
+
+    path: pathlib.Path
+    config: dict
+    arrays: dict[str, np.ndarray]
+
+    def _part(self, prefix: str) -> dict[str, np.ndarray]:
+        return {k[len(prefix):]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        return self._part("param/")
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        return self._part("in/")
+
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        return self._part("out/")
+
+    @property
+    def grads(self) -> dict[str, np.ndarray]:
+        return self._part("grad/")
+
+
+def folder() -> pathlib.Path:
+    """Where the files are."""
+    default = pathlib.Path(__file__).parent / "data"
+    return pathlib.Path(os.environ.get("BEIT_JAX_GOLDEN") or default)
+
+
+def files() -> list[pathlib.Path]:
+    """Every golden file, sorted."""
+    return sorted(folder().glob("*.npz"))
+
+
+def read(path: pathlib.Path) -> Golden:
+    """One golden file."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    config = json.loads(str(arrays.pop("config"))) if "config" in arrays else {}
+    arrays.pop("f32_error", None)
+    return Golden(path, config, arrays)
+
+
+def kind(golden: Golden) -> str:
+    """What the file is a test of, by its content; "" if nobody knows."""
+    names, config = golden.arrays.keys(), golden.config
+    if "out/losses" in names and "steps" in config:
+        return "train_trace"
+    if "n_blk_per_group" in config:
+        return "dvae"
+    if "param/lm_head.weight" in names and "in/mask" in names:
+        return "mim"
+    if "param/head.weight" in names and "out/logits" in names and "in/image" in names:
+        return "finetune"
+    if any(name.endswith("/count_hist") for name in names):
+        return "block_masking"
+    if any(name.startswith("out/index_") for name in names):
+        return "relpos_index"
+    if any(name.startswith("in/relpos_") for name in names):
+        return "posembed_interp"
+    if "stats" in names and "names" in names:
+        return "init_stats"
+    if any(name.endswith("/layer_id") for name in names):
+        return "param_groups"
+    if "cases" in config and any(name.startswith("out/case") for name in names):
+        return "cosine_schedule"
+    return ""
+
+
+def load(wanted: str) -> list[Golden]:
+    """All files of a kind; use as `@pytest.mark.parametrize("golden", load("mim"), ids=name)`."""
+    if wanted not in READERS:
+        raise ValueError(f"kind {wanted!r} is none of {', '.join(READERS)}")
+    return [golden for golden in map(read, files()) if kind(golden) == wanted]
+
+
+def name(golden: Golden) -> str:
+    """A test id."""
+    return golden.path.stem
+
+
+def assert_close(ours, golden: np.ndarray, *, scale: float | None = None, relative: float = 2e-5):
+    """|ours - golden| <= relative * scale, scale = largest |golden| unless given.
+
+    2e-5 is ten times what the original program loses in float32 against float64.
+    """
+    scale = float(np.max(np.abs(golden), initial=0)) if scale is None else scale
+    np.testing.assert_allclose(np.asarray(ours), golden, rtol=0, atol=relative * scale)
+
+
+def largest_grad(golden: Golden) -> float:
+    """The common scale of a file's gradients (see assert_close)."""
+    return max(float(np.max(np.abs(grad))) for grad in golden.grads.values())
