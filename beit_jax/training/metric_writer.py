@@ -77,8 +77,10 @@ class MetricWriter:
         if path.exists() and path.read_text() != text:
             unfinished = folder / "metrics.jsonl.tmp"
             unfinished.write_text(text)
-            unfinished.rename(path)  # at once: a kill here loses nothing
-        self._file = path.open("a")
+            unfinished.replace(path)  # at once: a kill here loses nothing
+        # a bucket knows no appending: there the whole text is written again
+        self._text, self._path = text, path
+        self._file = None if "://" in str(path) else path.open("a")
         if options.tensorboard:
             # a quarter of a second to import, and it needs protobuf: only who wants it pays
             from tensorboardX import SummaryWriter
@@ -107,8 +109,13 @@ class MetricWriter:
             return
         values = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step} | finite) + "\n"
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._text += line
+            self._path.write_text(self._text)
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)

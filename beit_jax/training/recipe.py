@@ -59,8 +59,12 @@ def read(config) -> Recipe:
     if precision not in _PRECISIONS:
         raise ValueError(f"config.matmul_precision={precision!r} is none of "
                          f"{', '.join(_PRECISIONS)}")
-    sections = {name: options.build(cls, config.get(name), f"config.{name}")
-                for name, cls in SECTIONS.items()}
+    sections = {}
+    for name, cls in SECTIONS.items():
+        section = dict(config.get(name) or {})
+        # options.build takes a key "name" for the one of linen, which no config may set
+        extra = {"name": section.pop("name")} if "name" in section else {}
+        sections[name] = options.build(cls, section, f"config.{name}", **extra)
     return Recipe(seed=config.get("seed", 0), matmul_precision=precision, **sections)
 
 
@@ -159,7 +163,7 @@ def _write(path, value) -> None:
     """JSON, at once: a kill leaves the old file or the new one."""
     unfinished = path.parent / (path.name + ".tmp")
     unfinished.write_text(json.dumps(value, indent=1) + "\n")
-    unfinished.rename(path)
+    unfinished.replace(path)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""metrics.jsonl, pictures and the progress line."""
+
+import io
+import json
+
+import numpy as np
+import rich.console
+from PIL import Image
+
+from beit_jax.training import metric_writer
+from beit_jax.training.metric_writer import LogOptions, MetricWriter, Stopwatch, read_metrics
+
+QUIET = LogOptions(tensorboard=False)
+
+
+def test_lines_after_the_checkpoint_and_torn_ones_are_dropped_at_resume(tmp_path):
+    with MetricWriter(tmp_path, "run", 0, 9, QUIET) as writer:
+        for step in range(1, 6):
+            writer.write(step, {"train/loss": step / 3})
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text().splitlines()
+    path.write_text("\n".join(whole) + '\n{"step": 6, "train/l')
+    with MetricWriter(tmp_path, "run", 4, 9, QUIET) as writer:
+        writer.write(5, {"train/loss": -1.0})
+    assert path.read_text().splitlines() == [*whole[:4], '{"step": 5, "train/loss": -1.0}']
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_every_line_is_json_also_where_a_value_is_not_finite(tmp_path):
+    with MetricWriter(tmp_path, "run", 0, 9, QUIET) as writer:
+        writer.write(1, {"a": float("nan"), "b": np.float32(0.5)})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=lambda _: 1 / 0) == {
+        "step": 1, "a": None, "b": 0.5}
+
+
+def test_events_and_pictures(tmp_path):
+    images = np.zeros((3, 5, 4, 3), np.uint8)
+    images[1] = 200
+    with MetricWriter(tmp_path, "run", 0, 9, LogOptions()) as writer:
+        writer.write(1, {"train/loss": 0.25})
+        writer.pictures(1, {"masks": images})
+    sheet = np.asarray(Image.open(tmp_path / "figures" / "masks.png"))
+    scale = sheet.shape[0] // 5
+    assert sheet.shape == (5 * scale, 12 * scale, 3) and scale > 1
+    assert (sheet[:, :4 * scale] == 0).all() and (sheet[:, 4 * scale:8 * scale] == 200).all()
+    events = next((tmp_path / "tensorboard").iterdir()).read_bytes()
+    assert b"train/loss" in events and b"masks" in events and b"PNG" in events
+
+
+def shown(tmp_path, monkeypatch, **console):
+    out = io.StringIO()
+    made = rich.console.Console(file=out, width=150, **console)
+    monkeypatch.setattr(metric_writer.rich.console, "Console", lambda: made)
+    with MetricWriter(tmp_path, "pretrain", 0, 200, QUIET) as writer:
+        for step in (50, 100):
+            writer.write(step, {"train/loss": 2.5, "train/accuracy": 0.125,
+                                "perf/images_per_second": 1234.5})
+        writer.write(100, {"eval/validation/top1": 0.75})
+    return out.getvalue()
+
+
+def test_plain_lines_where_nobody_looks(tmp_path, monkeypatch):
+    lines = shown(tmp_path, monkeypatch).splitlines()
+    assert lines[0] == "pretrain  step 50/200  loss 2.5  accuracy 0.125  images/s 1,234"
+    assert lines[1].startswith(lines[0].replace("50/", "100/") + "  ETA 0:00:")
+    assert lines[2] == "pretrain  step 100  validation/top1 0.75"
+
+
+def test_one_live_line_on_a_terminal(tmp_path, monkeypatch):
+    text = shown(tmp_path, monkeypatch, force_terminal=True)
+    last = text.splitlines()[-2]  # the very last one shows the cursor again
+    for part in ("pretrain", "100/200", "loss 2.5", "accuracy 0.125", "images/s 1,234", "ETA"):
+        assert part in last, last
+    assert "\x1b[" in text and "validation/top1 0.75" in text
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_writer.jax, "process_index", lambda: 1)
+    with MetricWriter(tmp_path, "run", 0, 9, LogOptions()) as writer:
+        writer.write(1, {"a": 1.0})
+        writer.pictures(1, {"p": np.zeros((1, 2, 2, 3), np.uint8)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_stopwatch_counts_only_training(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: now[0])
+    watch = Stopwatch(global_batch_size=32)
+
+    class Ready:
+        def block_until_ready(self):
+            now[0] += 50.0  # compiling
+
+    watch.begin(Ready())
+    assert watch.read(1) == {}
+    for _ in range(4):
+        with watch.waiting():
+            now[0] += 0.5
+        now[0] += 1.5
+    with watch.paused():
+        now[0] += 1000.0
+    assert watch.read(5) == {"perf/images_per_second": 16.0, "perf/step_seconds": 2.0,
+                             "perf/input_wait_fraction": 0.25}
