@@ -40,12 +40,12 @@ def linear(positions: int, inputs: int, outputs: int) -> float:
     return 2.0 * positions * inputs * outputs
 
 
-def dvae_encoder(image_px: int, width: int, vocab_size: int, num_groups: int,
+def dvae_encoder(image_px: int, n_hid: int, vocab_size: int, num_groups: int,
                  blocks_per_group: int) -> float:
     """Forward FLOPs of the dVAE's encoder for one image (beit_jax/models/dvae.py)."""
-    side, total, inputs = image_px, 2.0 * image_px**2 * 49 * 3 * width, width
+    side, total, inputs = image_px, 2.0 * image_px**2 * 49 * 3 * n_hid, n_hid
     for group in range(num_groups):
-        outputs = width * 2**group
+        outputs = n_hid * 2**group
         for _ in range(blocks_per_group):
             hidden = outputs // 4
             weights = 9 * inputs * hidden + 2 * 9 * hidden**2 + hidden * outputs
@@ -80,7 +80,7 @@ def of_config(config) -> dict[str, float]:
         is_all = config.loss.get("positions", "masked") == "all"
         outputs = 3 * model["patch_size"] ** 2
         if config.target.get("kind", "dvae") == "dvae":
-            sizes = {"width": 256, "vocab_size": 8192, "num_groups": 4, "blocks_per_group": 2}
+            sizes = {"n_hid": 256, "vocab_size": 8192, "num_groups": 4, "blocks_per_group": 2}
             sizes = {key: config.target.get(key, value) for key, value in sizes.items()}
             outputs = sizes["vocab_size"]
             frozen = dvae_encoder(config.data["target_px"] or config.data["image_px"], **sizes)

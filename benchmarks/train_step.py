@@ -23,7 +23,7 @@ SIZES = {
     "large": dict(width=1024, depth=24, num_heads=16),
 }
 # with these sizes the encoder costs next to nothing: what a step with stored codes would cost
-CODES_AT_NO_COST = dict(width=4, blocks_per_group=1)
+CODES_AT_NO_COST = dict(n_hid=4, blocks_per_group=1)
 
 
 class Section(dict):
@@ -51,7 +51,8 @@ def make_config(args) -> Section:
         return config
     config.update(
         task="beit_pretrain", loss=Section(positions="masked"),
-        mask=Section(kind="block", num_masked=round(patches * 75 / 196), min_block=16),
+        mask=Section(kind="block", num_masked=round(patches * 75 / 196),
+                     min_block=min(16, patches // 5)),
         target=Section(kind="dvae", vocab_size=8192, dtype=args.tokenizer_dtype,
                        **({} if args.task == "mim" else CODES_AT_NO_COST)))
     model.update(use_shared_rel_pos=True)

@@ -18,20 +18,20 @@ VIT = {
 # What a classifier takes from a pre-trained network, and what it must not silently miss: one shared
 # table becomes one per block, tables and positions are resized to the new grid, the head is new.
 FROM_MIM = dict(
-    adapt=("expand_rel_pos_bias", "resize_positions"),
+    adapt=("expand_rel_pos_bias", "resize_rel_pos_bias", "resize_pos_embed"),
     allow_missing=(r"^fc_norm/", r"^head/"),
     allow_unused=(r"^mask_token$", r"^norm/", r"^lm_head/"),
 )
 # The same from a classifier: its norm stays, its head stays behind.
 FROM_CLASSIFIER = dict(
-    adapt=("drop_head", "resize_positions"),
+    adapt=("drop_head", "resize_rel_pos_bias", "resize_pos_embed"),
     allow_missing=(r"^head/",),
 )
 
 # `shrink` gives these values to the keys of a section that bear the name.
 TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
             num_masked=6, min_block=4, group_size=4)
-TINY_DVAE = dict(vocab_size=32, width=8, code_dim=8, num_groups=4, blocks_per_group=1)
+TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=4, blocks_per_group=1)
 
 
 def base() -> ConfigDict:
@@ -57,17 +57,19 @@ def base() -> ConfigDict:
             image_px=0,
             target_px=0,
             target_filter="lanczos3",
-            crop="resized",
+            crop="resized",  # resized, pad, none, dvae
             crop_scale=(0.08, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
             interpolation="bicubic",
             flip=0.5,
             color_jitter=0.0,
             randaugment="",
-            eval_crop_ratio=0.875,
+            eval_crop_ratio=0.0,  # 0 = 1 for images of at most 32 px or at least 384 px, else 0.875
             fast=False,
             threads=0,
-            **IMAGENET_MEAN_STD,
+            synthetic_examples=64,
+            synthetic_classes=10,
+            **HALF_MEAN_STD,
         ),
         model=dict(),
         mask=dict(),
@@ -102,11 +104,6 @@ def base() -> ConfigDict:
         stages=dict(),
         report=dict(),
     ))
-
-
-def ordered(**items) -> ConfigDict:
-    """Stages or rows in the order given; a plain ConfigDict sorts its keys by name."""
-    return ConfigDict(items, sort_keys=False)
 
 
 def choose(variant: str, names: tuple[str, ...]) -> tuple[str, bool]:

@@ -44,7 +44,7 @@ stop_all() {
 trap stop_all EXIT INT TERM
 for i in "${!gpus[@]}"; do
   CUDA_VISIBLE_DEVICES=${gpus[$i]} "$python" -m beit_jax.main "$@" \
-    --coordinator_address="localhost:$port" --num_processes="${#gpus[@]}" --process_id="$i" &
+    --coordinator="localhost:$port" --num_processes="${#gpus[@]}" --process_id="$i" &
   pids+=($!)
 done
 # the first process that fails ends all: the others would wait for it

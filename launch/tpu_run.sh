@@ -25,7 +25,7 @@ gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --command="
     echo \"a training is already running on \$(hostname), process \$(cat run.pid)\" >&2
     exit 1
   fi
-  nohup .venv/bin/python -m beit_jax.main --multihost=true $flags > run.log 2>&1 &
+  nohup .venv/bin/python -m beit_jax.main --distributed $flags > run.log 2>&1 &
   echo \$! > run.pid
   echo \"started on \$(hostname), process \$(cat run.pid)\""
 

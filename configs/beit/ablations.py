@@ -3,7 +3,7 @@
 python -m beit_jax.main --config configs/beit/ablations.py:no_blockwise --workdir runs/ablation \
     --config.stages.pretrain.target.checkpoint=dalle_encoder.npz
 
-Two stages, base, top-1 on ImageNet-1k as published:
+Two stages (own_tokenizer: three), base, top-1 on ImageNet-1k as published:
   full                  the plain ViT                                            82.86  (Table 4)
   no_blockwise          single patches are hidden                                82.77
   no_tokens             pixels are predicted instead of codes                    81.04
@@ -20,6 +20,7 @@ Source: BEiT (arXiv 2106.08254v2), Tables 4, 5, 8, 12 and 13. Pixel targets and 
 """
 
 from configs import common
+from configs.dvae import imagenet_256
 
 NAMES = ("full", "no_blockwise", "no_tokens", "no_tokens_no_blockwise", "recover_all",
          "recover_all_no_mask", "full_800", "layer_scale", "layer_scale_rel_pos", "own_tokenizer")
@@ -28,7 +29,9 @@ NAMES = ("full", "no_blockwise", "no_tokens", "no_tokens_no_blockwise", "recover
 def get_config(variant: str = ""):
     name, smoke = common.choose(variant, NAMES)
     config = common.base()
-    config.stages = common.ordered(pretrain=pretrain(name), finetune=finetune(name))
+    if name == "own_tokenizer":
+        config.stages = dict(tokenizer=imagenet_256.get_config())
+    config.stages.update(pretrain=pretrain(name), finetune=finetune(name))
     return common.shrink(config) if smoke else config
 
 
@@ -64,6 +67,8 @@ def pretrain(name: str):
         del config.model["vocab_size"]  # the head gives the pixels of a patch instead
     if name.startswith("recover_all"):
         config.loss.positions = "all"
+    if name == "own_tokenizer":
+        config.target.checkpoint = "stage:tokenizer"
     if name == "recover_all_no_mask":
         config.mask = dict(kind="none")
     return config

@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     config.total_epochs = 150.0
     config.data.update(
         name="cifar100",
-        eval_split="test",
+        eval_split="test",  # CIFAR has no validation split
         global_batch_size=512,
         image_px=224,
         randaugment="rand-m9-mstd0.5-inc1",
@@ -44,6 +44,6 @@ def get_config(variant: str = ""):
         min_learning_rate=1e-6, warmup_epochs=20.0, weight_decay=0.3, layer_decay=0.65,
     )
     config.init.update(common.FROM_MIM if name == "base" else common.FROM_CLASSIFIER)
-    config.eval.update(split="test", every_epochs=5.0)
+    config.eval.every_epochs = 5.0
     config.checkpoint.keep_best = "top1"
     return common.shrink(config) if smoke else config

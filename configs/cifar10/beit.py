@@ -13,13 +13,13 @@ from configs import common
 
 EPOCHS = dict(tokenizer=6.0, pretrain=40.0, finetune=30.0, probe=15.0)
 CODES = 1024
-TOKENIZER = dict(vocab_size=CODES, width=32, code_dim=64, num_groups=3, blocks_per_group=1)
+TOKENIZER = dict(vocab_size=CODES, n_hid=32, n_init=64, num_groups=3, blocks_per_group=1)
 BACKBONE = dict(image_px=32, patch_size=4, width=192, depth=8, num_heads=3, layer_scale_init=0.1)
 
 
 def get_config(path: str = ""):
     config = common.base()
-    config.stages = common.ordered(
+    config.stages = dict(
         tokenizer=tokenizer(path),
         pretrain=pretrain(path),
         finetune=finetune(path, "stage:pretrain"),
@@ -30,12 +30,12 @@ def get_config(path: str = ""):
     config.report = dict(
         metric="eval/validation/top1", scale=100.0, unit="%",
         title="CIFAR-10, accuracy on 5,000 held-out training images",
-        rows=common.ordered(**{
+        rows={
             "fine-tuned from pre-training": {"1 run": ("finetune",)},
             "from scratch, same epochs": {"1 run": ("scratch",)},
             "linear probe, pre-trained": {"1 run": ("probe",)},
             "linear probe, untrained": {"1 run": ("probe_untrained",)},
-        }),
+        },
     )
     return common.shrink(config) if path == "smoke" else config
 
@@ -46,7 +46,7 @@ def photographs(path: str, epochs: float):
     config.total_epochs = epochs
     config.data.update(
         name="folder", path=path, holdout_per_class=500, global_batch_size=256, image_px=32,
-        eval_crop_ratio=1.0, **common.HALF_MEAN_STD)
+        **common.HALF_MEAN_STD)
     return config
 
 

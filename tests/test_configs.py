@@ -1,0 +1,255 @@
+"""Every recipe builds, says nothing that nobody reads, holds the published numbers, and runs."""
+
+import ast
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from beit_jax import main, tasks
+from beit_jax.training import recipe
+from configs import common
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = {f"{path.parent.name}/{path.stem}": path
+         for path in sorted((ROOT / "configs").glob("*/*.py")) if path.stem != "__init__"}
+ABLATIONS = ("full", "no_blockwise", "no_tokens", "no_tokens_no_blockwise", "recover_all",
+             "recover_all_no_mask", "full_800", "layer_scale", "layer_scale_rel_pos",
+             "own_tokenizer")
+VARIANTS = {
+    "beit/pretrain_in1k": ("base", "large", "base_plain", "large_plain"),
+    "beit/pretrain_in22k": ("base", "large"),
+    "beit/finetune_in22k": ("base", "large"),
+    "beit/finetune_in1k": ("base", "large"),
+    "beit/finetune_in22k_to_in1k": ("base", "base_384", "large", "large_384", "large_512"),
+    "beit/finetune_in1k_plain": ("base", "large", "base_384", "large_384"),
+    "beit/finetune_cifar100": ("base", "intermediate"),
+    "beit/linear_probe": ("base", "large", "base_code", "large_code"),
+    "beit/ablations": ABLATIONS,
+}
+BEIT = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
+ALL = BEIT + [(name, "") for name in FILES if name not in VARIANTS]
+
+
+def get_config(name: str, variant: str = ""):
+    return importlib.import_module("configs." + name.replace("/", ".")).get_config(variant)
+
+
+def runs_of(config) -> dict:
+    """The stages of a config, or the config itself under the name "run"."""
+    return dict(config.stages.items()) if len(config.stages) else {"run": config}
+
+
+def with_classes(config, num_classes: int):
+    """What the loop does once it knows the data."""
+    for section in (config.model, config.probe):
+        if section.get("num_classes") == -1:
+            section.num_classes = num_classes
+    return config
+
+
+@pytest.fixture
+def quick_compilation():
+    """Programs that run twice are not worth XLA's optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_every_file_of_the_papers_recipes_has_its_variants_tested():
+    assert {name for name in FILES if name.startswith("beit/")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), ROOT / "configs" / "common.py"],
+                         ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configs_import_nothing_but_ml_collections_and_configs(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert {name.partition(".")[0] for name in imported} <= {"ml_collections", "configs"}
+
+
+@pytest.mark.parametrize("name", recipe.SECTIONS)
+def test_common_base_has_every_key_of_the_section_with_its_default(name):
+    section, cls = common.base()[name], recipe.SECTIONS[name]
+    for field in cls.__dataclass_fields__.values():
+        required = field.default is field.default_factory  # both are MISSING
+        if not required:
+            assert section[field.name] == field.default, f"{name}.{field.name}"
+    assert set(section) == set(cls.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_every_key_of_every_recipe_is_read(name, variant):
+    config = get_config(name, variant)
+    for stage in runs_of(config).values():
+        recipe.read(stage)
+        tasks.make(with_classes(stage, 10))
+    for row in dict(config.report).get("rows", {}).values():
+        for stages in row.values():
+            assert set(stages) <= set(config.stages)
+
+
+@pytest.mark.parametrize("section", [*recipe.SECTIONS, "mask", "target", "loss", "model"])
+def test_a_typo_in_a_section_is_an_error_that_names_it(section):
+    config = get_config("beit/pretrain_in1k")
+    config[section].num_maskd = 1
+    with pytest.raises(ValueError, match=rf"config\.{section}\.num_maskd is unknown"):
+        recipe.read(config)
+        tasks.make(config)
+
+
+@pytest.mark.parametrize("section", ["augment", "probe"])
+def test_a_typo_in_a_section_of_another_task_is_an_error_that_names_it(section):
+    name = {"augment": "beit/finetune_in1k", "probe": "beit/linear_probe"}[section]
+    config = with_classes(get_config(name), 10)
+    config[section].cutmixx = 1
+    with pytest.raises(ValueError, match=rf"config\.{section}\.cutmixx is unknown"):
+        tasks.make(config)
+
+
+def test_an_unknown_variant_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'huge' is unknown; known: base, large"):
+        get_config("beit/finetune_in1k", "huge")
+
+
+# BEiT Table 12; microsoft/unilm beit/README.md
+PRETRAINING = {
+    ("beit/pretrain_in1k", "base"): (800, 10, 0, 3.0, 0.1, 0.485),
+    ("beit/pretrain_in1k", "large"): (800, 10, 0, 1.0, 1e-5, 0.485),
+    ("beit/pretrain_in1k", "base_plain"): (800, 10, 0, 3.0, 0.0, 0.485),
+    ("beit/pretrain_in1k", "large_plain"): (800, 10, 0, 1.0, 0.0, 0.485),
+    ("beit/pretrain_in22k", "base"): (150, 0, 10_000, 3.0, 0.1, 0.5),
+    ("beit/pretrain_in22k", "large"): (150, 0, 10_000, 1.0, 1e-5, 0.5),
+}
+
+
+@pytest.mark.parametrize(("recipe_name", "expected"), PRETRAINING.items(), ids=str)
+def test_pretraining_has_the_published_numbers(recipe_name, expected):
+    config = get_config(*recipe_name)
+    assert (config.total_epochs, config.optim.warmup_epochs, config.optim.warmup_steps,
+            config.optim.clip_norm, config.model.layer_scale_init, config.data.mean[0]) == expected
+    assert (config.data.global_batch_size, config.optim.learning_rate,
+            config.optim.min_learning_rate, config.optim.weight_decay) == (2048, 1.5e-3, 1e-5, 0.05)
+    assert (config.mask.num_masked, config.mask.min_block, config.mask.kind) == (75, 16, "block")
+    assert (config.data.image_px, config.data.target_px, config.data.color_jitter,
+            config.model.drop_path_rate, config.optim.layer_decay) == (224, 112, 0.4, 0.1, 1.0)
+
+
+# microsoft/unilm beit/README.md: epochs, batch, rate, warm-up epochs, layer decay, drop path,
+# weight decay, mixup, side in pixels
+FINETUNING = {
+    ("beit/finetune_in1k", "base"): (100, 1024, 4e-3, 20, 0.65, 0.1, 0.05, 0.8, 224),
+    ("beit/finetune_in1k", "large"): (50, 1024, 1e-3, 5, 0.75, 0.2, 0.05, 0.8, 224),
+    ("beit/finetune_in22k", "base"): (90, 4096, 3e-3, 5, 0.65, 0.2, 0.05, 0.0, 224),
+    ("beit/finetune_in22k", "large"): (90, 2048, 2e-3, 5, 0.75, 0.2, 0.05, 0.0, 224),
+    ("beit/finetune_in22k_to_in1k", "base"): (30, 512, 2e-5, 5, 0.85, 0.1, 1e-8, 0.0, 224),
+    ("beit/finetune_in22k_to_in1k", "base_384"): (30, 512, 2e-5, 5, 0.85, 0.1, 1e-8, 0.0, 384),
+    ("beit/finetune_in22k_to_in1k", "large"): (30, 512, 2e-5, 5, 0.9, 0.4, 1e-8, 0.0, 224),
+    ("beit/finetune_in22k_to_in1k", "large_384"): (30, 512, 2e-5, 5, 0.9, 0.4, 1e-8, 0.0, 384),
+    ("beit/finetune_in22k_to_in1k", "large_512"): (30, 512, 2e-5, 5, 0.9, 0.4, 1e-8, 0.0, 512),
+    ("beit/finetune_cifar100", "base"): (150, 512, 4e-3, 20, 0.65, 0.1, 0.3, 0.8, 224),
+}
+
+
+@pytest.mark.parametrize(("recipe_name", "expected"), FINETUNING.items(), ids=str)
+def test_finetuning_has_the_published_numbers(recipe_name, expected):
+    config = get_config(*recipe_name)
+    optim = config.optim
+    assert (config.total_epochs, config.data.global_batch_size, optim.learning_rate,
+            optim.warmup_epochs, optim.layer_decay, config.model.drop_path_rate,
+            optim.weight_decay, config.augment.get("mixup", 0.0),
+            config.model.image_px) == expected
+    assert config.data.image_px == config.model.image_px
+    assert (optim.min_learning_rate, optim.clip_norm, config.loss.label_smoothing,
+            config.data.randaugment) == (1e-6, 0.0, 0.1, "rand-m9-mstd0.5-inc1")
+    assert config.augment.random_erasing == (0.0 if "cifar" in recipe_name[0] else 0.25)
+
+
+# instantiated reference modules; 22k: 21,841 classes
+PARAMETERS = {
+    ("beit/pretrain_in1k", "base"): 91_965_776,
+    ("beit/pretrain_in1k", "base_plain"): 92_089_856,
+    ("beit/pretrain_in1k", "large"): 311_534_016,
+    ("beit/pretrain_in1k", "large_plain"): 311_674_880,
+    ("beit/finetune_in1k", "base"): 86_530_984,
+    ("beit/finetune_in22k_to_in1k", "base_384"): 86_744_104,
+    ("beit/finetune_in22k_to_in1k", "large_512"): 305_674_728,
+    ("beit/finetune_in22k", "base"): 102_557_713,
+    ("beit/finetune_in22k", "large"): 325_792_593,
+}
+
+
+@pytest.mark.parametrize(("recipe_name", "count"), PARAMETERS.items(), ids=str)
+def test_recipe_trains_a_model_of_the_published_size(recipe_name, count):
+    config = get_config(*recipe_name)
+    task = tasks.make(with_classes(config, 21_841 if "22k" == recipe_name[0][-3:] else 1_000))
+    px = config.data.image_px
+    batch = {"image": jax.ShapeDtypeStruct((1, px, px, 3), jnp.uint8)}
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_changes_what_it_says_and_nothing_else(name):
+    changed = {
+        "full": set(),
+        "no_blockwise": {"mask.kind"},
+        "no_tokens": {"target.kind", "target.checkpoint", "data.target_px", "model.vocab_size"},
+        "recover_all": {"loss.positions"},
+        "recover_all_no_mask": {"loss.positions", "mask.kind", "mask.num_masked",
+                                "mask.min_block"},
+        "full_800": {"total_epochs"},
+        "layer_scale": {"model.layer_scale_init"},
+        "layer_scale_rel_pos": {"model.layer_scale_init", "model.use_abs_pos",
+                                "model.use_shared_rel_pos"},
+        "own_tokenizer": {"target.checkpoint"},
+    }
+    changed["no_tokens_no_blockwise"] = changed["no_tokens"] | {"mask.kind"}
+    full, other = (flat(get_config("beit/ablations", variant).stages.pretrain)
+                   for variant in ("full", name))
+    assert {key for key in full.keys() | other.keys()
+            if full.get(key) != other.get(key)} == changed[name]
+
+
+def flat(config) -> dict:
+    """{"section.key": value}"""
+    pairs = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            pairs |= {f"{key}.{inner}": leaf for inner, leaf in value.items()}
+        else:
+            pairs[key] = value
+    return pairs
+
+
+def check_smoke(name, variant, tmp_path):
+    config = get_config(name, variant)
+    for stage in runs_of(config).values():
+        assert stage.data.name == "synthetic" and stage.total_steps == 2
+    results = main.run(config, str(tmp_path))
+    losses = [value for key, value in _all_metrics(results).items() if key.endswith("loss")]
+    assert losses and all(loss == loss and abs(loss) < 1e6 for loss in losses)
+
+
+def _all_metrics(results) -> dict:
+    nested = {f"{stage}/{key}": value for stage, metrics in results.items()
+              if isinstance(metrics, dict) for key, value in metrics.items()}
+    return nested or results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_smoke_runs(name, tmp_path, quick_compilation):
+    check_smoke(name, "smoke", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["no_tokens", "recover_all_no_mask", "layer_scale_rel_pos"])
+def test_ablation_smoke_runs(name, tmp_path, quick_compilation):
+    check_smoke("beit/ablations", f"{name}_smoke", tmp_path)
