@@ -26,7 +26,7 @@ class Format:
     """How another framework names and lays out the same weights.
 
     Attributes:
-      names: rows (reference, ours, transform); see tables.py.
+      names: rows (reference, ours, transform[, condition]); see tables.py.
       ignored: rows (regular expression, reason): reference entries without a counterpart.
       expand_shared_table: whether export gives every block its own copy of a relative-position
         table that all blocks share, because the other side knows no shared one.
@@ -34,7 +34,7 @@ class Format:
         hold, so that export must stop.
     """
 
-    names: tuple[tuple[str, str, str], ...]
+    names: tuple[tuple[str, ...], ...]
     ignored: tuple[tuple[str, str], ...] = ()
     expand_shared_table: bool = False
     refused: tuple[tuple[str, str], ...] = ()
@@ -69,7 +69,7 @@ def import_arrays(
 
     Raises: ValueError: a name that no row and no ignored entry knows, a missing block or part.
     """
-    rows = [(_pattern(name), ours, transform) for name, ours, transform in fmt.names]
+    rows = [(_pattern(row[0]), row[1], row[2]) for row in fmt.names]
     # our name -> block number or None -> part number -> array
     found: dict[str, dict] = {}
     parts_wanted: dict[str, int] = {}
@@ -110,7 +110,7 @@ def export_arrays(
             raise ValueError(f"{name} cannot be exported: {reason}")
     if fmt.expand_shared_table:
         ours = _expand_shared_table(ours)
-    rows = [(name, _pattern(target), transform) for name, target, transform in fmt.names]
+    rows = [(row[0], _pattern(row[1]), row[2]) for row in fmt.names if _applies(row, ours)]
     reference, unknown = {}, []
     for name, value in ours.items():
         known = False
@@ -170,6 +170,14 @@ def _check_depth(depths: Mapping[str, int]) -> None:
         deepest = max(depths.values())
         short = [f"{name} ({depth})" for name, depth in depths.items() if depth < deepest]
         raise ValueError(f"of {deepest} blocks, some lack {_list(short)}")
+
+
+def _applies(row: tuple[str, ...], ours: Mapping[str, np.ndarray]) -> bool:
+    """Whether a row's fourth column, if it has one, lets it be exported."""
+    condition = row[3] if len(row) > 3 else ""
+    if not condition:
+        return True
+    return (condition.lstrip("!") in ours) != condition.startswith("!")
 
 
 def _expand_shared_table(ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

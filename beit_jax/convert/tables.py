@@ -1,9 +1,9 @@
 """Name tables of other frameworks: (reference, ours, transform), one table for both directions.
 
-{i} is a block number: blocks stand stacked on a leading axis in our leaves. {g}, {b}, {j} and
-{part} stand for the same text on both sides. A name in the middle column may stand in several rows;
-its parts are then joined (the `join` transforms of engine.py). A row whose reference is absent is
-skipped, and so are our leaves that come from it: which leaves must exist is the loader's question.
+{i} is a block number: blocks stand stacked on a leading axis in our leaves; {g}, {b} and {j} are
+numbers that both sides bear. Several rows may name one leaf of ours: as parts of it (the "join"
+transforms), or as its name in different models: a fourth column then names a leaf of ours that
+must be there ("!": must not be there) for the row to be exported.
 
 Source: the state dicts of microsoft/unilm beit/, of Hugging Face's files (the names of transformers
 4, which version 5 still writes) and of openai/DALL-E.
@@ -91,8 +91,10 @@ HUGGINGFACE = (
     (_LAYER + "intermediate.dense.bias", "blocks/mlp/fc1/bias", "same"),
     (_LAYER + "output.dense.weight", "blocks/mlp/fc2/kernel", "transpose"),
     (_LAYER + "output.dense.bias", "blocks/mlp/fc2/bias", "same"),
-    ("layernorm.weight", "norm/scale", "same"),
-    ("layernorm.bias", "norm/bias", "same"),
+    ("layernorm.weight", "norm/scale", "same", "lm_head/kernel"),
+    ("layernorm.bias", "norm/bias", "same", "lm_head/kernel"),
+    ("beit.layernorm.weight", "norm/scale", "same", "!lm_head/kernel"),
+    ("beit.layernorm.bias", "norm/bias", "same", "!lm_head/kernel"),
     ("lm_head.weight", "lm_head/kernel", "transpose"),
     ("lm_head.bias", "lm_head/bias", "same"),
     ("beit.pooler.layernorm.weight", "fc_norm/scale", "same"),

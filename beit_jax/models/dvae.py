@@ -46,7 +46,7 @@ class Conv(nn.Module):
         b = self.param("b", nn.initializers.zeros, (self.features,))
         x, w, b = (value.astype(self.dtype) for value in (x, w, b))
         if self.kernel_size == 1:
-            # One flat matrix product: on a CPU its gradient takes a quarter of the convolution's time.
+            # A flat matrix product: on a CPU its gradient takes a quarter of a convolution's.
             flat = jnp.matmul(x.reshape(-1, x.shape[-1]), w[0, 0], precision=self.precision)
             return flat.reshape(*x.shape[:-1], self.features) + b
         if x.shape[-1] < 8:

@@ -1,0 +1,119 @@
+"""python -m beit_jax.convert --source microsoft --input beit_base_patch16_224.pth --output beit.npz
+
+Converts weights from another framework's file into one of ours, or with --reverse from a run's
+workdir (or a file of ours) into the other framework's. Every array must find its place.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+
+import numpy as np
+
+from beit_jax import checkpoint, convert
+from beit_jax.convert import engine, files, huggingface
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, or 1 after one line about what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m beit_jax.convert", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--source", required=True, choices=tuple(convert.FORMATS),
+                        help="the other framework")  # fmt: skip
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE",
+                        help="what to read; dalle takes encoder and decoder")  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="FILE",
+                        help=".npz or .safetensors; with --reverse also .pth")  # fmt: skip
+    parser.add_argument("--reverse", action="store_true", help="from ours to the other framework")
+    parser.add_argument("--drop", action="append", default=[], metavar="REGEX",
+                        help="leave out input arrays whose whole name matches")  # fmt: skip
+    parser.add_argument("--num_heads", type=int, default=0,
+                        help="huggingface, --reverse: if no table tells")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    try:
+        export(arguments) if arguments.reverse else import_(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def import_(arguments) -> None:
+    """Another framework's files -> one file of our flat names."""
+    if os.path.splitext(arguments.output)[1] not in (".npz", ".safetensors"):
+        raise ValueError(f"--output={arguments.output}: we read .npz and .safetensors; name it so")
+    if len(arguments.input) > 1 and arguments.source != "dalle":
+        raise ValueError(f"--input names {len(arguments.input)} files; {arguments.source} has one")
+    reference = {}
+    for path in arguments.input:
+        arrays = files.read(path)
+        if arguments.source == "dalle":
+            arrays = _with_part(path, arrays)
+        reference |= arrays
+    reference = _drop(reference, arguments.drop)
+    ours, report = engine.import_arrays(reference, convert.get_format(arguments.source))
+    files.write(arguments.output, ours)
+    _tell(report, ours, arguments.output)
+
+
+def export(arguments) -> None:
+    """A run's workdir, or a file of ours -> another framework's file."""
+    if len(arguments.input) > 1:
+        raise ValueError("--reverse reads one --input: a workdir or a file of ours")
+    ours = _drop(checkpoint.load_variables(arguments.input[0]), arguments.drop)
+    reference, report = engine.export_arrays(ours, convert.get_format(arguments.source))
+    if arguments.source == "dalle":
+        _write_parts(arguments.output, reference)
+    else:
+        files.write(arguments.output, reference, "model" if arguments.source == "microsoft" else "")
+    if arguments.source == "huggingface":
+        path = os.path.join(os.path.dirname(arguments.output), "config.json")
+        config = huggingface.config_of(ours, arguments.num_heads)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+        print(f"wrote {path} (layer_norm_eps {huggingface.LAYER_NORM_EPS}, as trained)")
+    _tell(report, reference, arguments.output)
+
+
+def _with_part(path: str, arrays: dict) -> dict:
+    """DALL-E's two files have equal names: the first layer's shape says which one it is."""
+    if "blocks.input.w" not in arrays:
+        raise ValueError(f"{path} has no blocks.input.w: neither encoder nor decoder of DALL-E")
+    part = "encoder" if arrays["blocks.input.w"].shape[-1] > 1 else "decoder"
+    return {f"{part}/{name}": value for name, value in arrays.items()}
+
+
+def _write_parts(path: str, reference: dict) -> None:
+    """One file per network, with _encoder and _decoder in the name if there are both."""
+    parts = sorted({name.split("/")[0] for name in reference})
+    for part in parts:
+        root, suffix = os.path.splitext(path)
+        where = path if len(parts) == 1 else f"{root}_{part}{suffix}"
+        own = {n.removeprefix(part + "/"): v for n, v in reference.items() if n.startswith(part)}
+        files.write(where, own)
+        print(f"wrote {part} to {where}")
+
+
+def _drop(arrays: dict, patterns: list[str]) -> dict:
+    kept = {k: v for k, v in arrays.items() if not any(re.fullmatch(p, k) for p in patterns)}
+    if patterns:
+        print(f"dropped {len(arrays) - len(kept)} arrays by --drop")
+    return kept
+
+
+def _tell(report: engine.Report, made: dict[str, np.ndarray], path: str) -> None:
+    for name, reason in report.ignored:
+        print(f"ignored {name}: {reason}")
+    numbers = sum(value.size for value in made.values())
+    print(
+        f"used {len(report.used)} arrays, ignored {len(report.ignored)}; "
+        f"wrote {len(made)} arrays, {numbers:,} numbers, to {path}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
