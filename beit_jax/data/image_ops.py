@@ -78,7 +78,7 @@ def flip_if(image, is_flipped):
 
 
 def resize_and_center_crop(image, size: int, crop_ratio: float, method="bicubic", antialias=True):
-    """Resizes the short side to int(size / crop_ratio), then cuts out the middle [size, size, 3]."""
+    """Resizes the short side to int(size / crop_ratio), cuts out the middle [size, size, 3]."""
     short = int(size / crop_ratio)
     shape = tf.shape(image)
     height, width = shape[0], shape[1]

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from beit_jax.data.source import MissingSplit, Source, held_out
+from beit_jax.data.source import Source, held_out
 
 _IN_MEMORY_PIXELS = 2**30  # bytes of decoded pixels up to which a data set is held in memory
 _IN_MEMORY_FILES = 2**30  # bytes of encoded images, for files without random access
