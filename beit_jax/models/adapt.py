@@ -1,0 +1,171 @@
+"""Checkpoint surgery: what changes between two stages of a recipe, as named pure functions.
+
+Each takes (loaded, target), flat dicts from paths ("blocks/attn/qkv/kernel") to arrays, where the
+leaves of `target` need only a shape, and returns a new `loaded`. A config lists them by name, in
+order: config.init.adapt = ("drop_head", "expand_rel_pos_bias", "resize_rel_pos_bias").
+"""
+
+import numpy as np
+from scipy.interpolate import RectBivariateSpline
+
+SHARED_TABLE = "rel_pos_bias/relative_position_bias_table"
+BLOCK_TABLES = "blocks/attn/relative_position_bias_table"
+POSITIONS = "pos_embed"
+_CLASS_ROWS = 3
+
+
+def expand_rel_pos_bias(loaded: dict, target: dict) -> dict:
+    """Gives every block a copy of the table that all blocks shared in pre-training.
+
+    Does nothing if the target has no tables per block, or the checkpoint no shared table.
+    Source: BEiT, fine-tuning; microsoft/unilm beit/run_class_finetuning.py.
+    """
+    if BLOCK_TABLES not in target or SHARED_TABLE not in loaded:
+        return loaded
+    loaded = dict(loaded)
+    table = np.asarray(loaded.pop(SHARED_TABLE))  # [t, a]
+    depth = target[BLOCK_TABLES].shape[0]
+    return loaded | {BLOCK_TABLES: np.repeat(table[None], depth, axis=0)}
+
+
+def resize_rel_pos_bias(loaded: dict, target: dict) -> dict:
+    """Interpolates relative position tables, shared or per block, to the target's grid."""
+    loaded = dict(loaded)
+    for path in (SHARED_TABLE, BLOCK_TABLES):
+        if path not in loaded or path not in target:
+            continue
+        rows = target[path].shape[-2]
+        table = np.asarray(loaded[path])
+        if table.shape[-2] == rows:
+            continue
+        tables = table.reshape(-1, *table.shape[-2:])
+        resized = np.stack([interpolate_rel_pos_table(one, rows) for one in tables])
+        loaded[path] = resized.reshape(*table.shape[:-2], rows, table.shape[-1])
+    return loaded
+
+
+def resize_pos_embed(loaded: dict, target: dict) -> dict:
+    """Interpolates learned absolute positions to the target's grid; the class token's is kept."""
+    if POSITIONS not in loaded or POSITIONS not in target:
+        return loaded
+    table, tokens = np.asarray(loaded[POSITIONS]), target[POSITIONS].shape[1]
+    if table.shape[1] == tokens:
+        return loaded
+    return loaded | {POSITIONS: interpolate_pos_embed(table, tokens)}
+
+
+def drop_head(loaded: dict, target: dict) -> dict:
+    """Drops a classifier whose number of classes differs from the target's."""
+    def fits(path):
+        return path not in target or np.shape(loaded[path]) == tuple(target[path].shape)
+
+    if all(fits(path) for path in ("head/kernel", "head/bias") if path in loaded):
+        return loaded
+    return {path: leaf for path, leaf in loaded.items() if not path.startswith("head/")}
+
+
+ADAPT = {
+    "drop_head": drop_head,
+    "expand_rel_pos_bias": expand_rel_pos_bias,
+    "resize_pos_embed": resize_pos_embed,
+    "resize_rel_pos_bias": resize_rel_pos_bias,
+}
+
+
+def geometric_coordinates(source_side: int, target_side: int) -> np.ndarray:
+    """Where the source's offsets lie on the target's axis: dense near zero, spreading outwards.
+
+    Args:
+      source_side, target_side: rows of the square tables, 2 * grid - 1.
+    Returns: float64 [source_side], 0 in the middle and +- the partial sums 1, 1 + q, 1 + q + q^2,
+      ...; q between 1.01 and 1.5 is found by bisection so that the last sum meets target_side // 2.
+    Source: microsoft/unilm beit/run_class_finetuning.py.
+    """
+    n, reach = source_side // 2, target_side // 2
+    low, high = 1.01, 1.5
+    ratio = high
+    while high - low > 1e-6:
+        ratio = (low + high) / 2.0
+        if (1.0 - ratio**n) / (1.0 - ratio) > reach:
+            high = ratio
+        else:
+            low = ratio
+    sums = np.cumsum(ratio ** np.arange(n))
+    return np.concatenate([-sums[::-1], [0.0], sums])
+
+
+def interpolate_rel_pos_table(table: np.ndarray, rows: int) -> np.ndarray:
+    """A relative position table for another square grid.
+
+    Args:
+      table: [t, a], t = s * s + 3 with s = 2 * grid - 1; the three class rows come last.
+      rows: rows wanted, of the same form.
+    Returns: float32 [rows, a]: cubic spline at geometric coordinates, clamped to the source's
+      range; the class rows unchanged.
+    Raises: ValueError: either table does not belong to a square grid.
+    Source: as geometric_coordinates; linear interpolation costs much accuracy (unilm issue 376).
+    """
+    source_side, target_side = (_table_side(n) for n in (table.shape[0], rows))
+    if source_side == target_side:
+        return np.asarray(table, np.float32)
+    source = geometric_coordinates(source_side, target_side)
+    reach = target_side // 2
+    wanted = np.clip(np.arange(-reach, reach + 1.0), source[0], source[-1])
+    degree = min(3, source_side - 1)
+    heads = [
+        RectBivariateSpline(source, source, column.reshape(source_side, source_side),
+                            kx=degree, ky=degree, s=0)(wanted, wanted).ravel()
+        for column in np.asarray(table[:-_CLASS_ROWS], np.float64).T
+    ]
+    resized = np.stack(heads, axis=-1)
+    return np.concatenate([resized, table[-_CLASS_ROWS:]]).astype(np.float32)
+
+
+def _table_side(rows: int) -> int:
+    side = round((rows - _CLASS_ROWS) ** 0.5)
+    if side * side != rows - _CLASS_ROWS or side % 2 == 0:
+        raise ValueError(f"a relative position table of {rows} rows belongs to no square grid: "
+                         "only square grids can be interpolated")
+    return side
+
+
+def interpolate_pos_embed(table: np.ndarray, tokens: int) -> np.ndarray:
+    """Absolute positions for another square grid: bicubic with a = -0.75, without antialiasing.
+
+    Args:
+      table: [1, n + 1, d], class token first.
+      tokens: tokens wanted, the class token included.
+    Returns: float32 [1, tokens, d].
+    Raises: ValueError: either grid is not square.
+    Source: PyTorch's interpolate(mode="bicubic"), which the original calls.
+    """
+    source, target = (_grid_side(n - 1) for n in (table.shape[1], tokens))
+    grid = np.asarray(table[0, 1:], np.float64).reshape(source, source, -1)
+    weights = bicubic_matrix(source, target)
+    resized = np.einsum("is,jt,std->ijd", weights, weights, grid)
+    patches = resized.reshape(1, target * target, -1)
+    return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
+
+
+def _grid_side(patches: int) -> int:
+    side = round(patches**0.5)
+    if side * side != patches:
+        raise ValueError(f"{patches} positions form no square grid: only square grids can be "
+                         "interpolated")
+    return side
+
+
+def bicubic_matrix(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] of 1-d bicubic resampling: a = -0.75, half-pixel centres, edges
+    repeated, no antialiasing."""
+    a = -0.75
+    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    base = np.floor(centre).astype(int)
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        t = np.abs(centre - (base + tap))
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+        columns = np.clip(base + tap, 0, source - 1)
+        np.add.at(matrix, (np.arange(target), columns), np.where(t <= 1, near, far))
+    return matrix
