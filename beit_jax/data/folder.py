@@ -5,6 +5,7 @@ DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg, or DIR/*.jpg 
 import concurrent.futures
 import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,8 @@ _TRAIN = ("train", "training")
 _VALIDATION = ("validation", "val", "valid", "test")
 _DECODE_UP_TO = 100_000  # files; in larger folders only heads and tails are looked at
 _NAMED = 50  # skipped files that the log names
+_IN_MEMORY = 2**29  # bytes of pixels up to which small images of one size are kept in memory
+_SMALL = 96  # pixels, the longer side: what whole batches are cropped and resized at
 
 
 def load(options, split: str) -> Source:
@@ -68,7 +71,10 @@ def _find(root: str, names) -> str | None:
 
 
 def _source(folder, files, class_names, is_chosen) -> Source:
-    paths = files.paths[is_chosen]
+    paths, labels = files.paths[is_chosen], files.labels[is_chosen].astype(np.int32)
+    if files.pixels is not None:
+        return Source(len(paths), class_names, folder, labels=labels,
+                      images=files.pixels[is_chosen])
 
     def read(index):
         from beit_jax.data.host_tensorflow import tf
@@ -80,20 +86,17 @@ def _source(folder, files, class_names, is_chosen) -> Source:
         with tf.init_scope():  # one constant for all graphs, not one inside each
             return tf.constant(paths.tolist())
 
-    return Source(len(paths), class_names, folder, read=read,
-                  labels=files.labels[is_chosen].astype(np.int32),
+    return Source(len(paths), class_names, folder, read=read, labels=labels,
                   needs_pil=files.needs_pil[is_chosen])
 
 
-class _Files:
-    """Whole images of a folder: paths str [n], labels int [n], needs_pil bool [n], class_names."""
-
-    def __init__(self, paths, labels, needs_pil, class_names):
-        self.paths, self.labels = paths, labels
-        self.needs_pil, self.class_names = needs_pil, class_names
-
-    def _replace(self, labels):
-        return _Files(self.paths, labels, self.needs_pil, self.class_names)
+class _Files(NamedTuple):
+    """Whole images of a folder. pixels uint8 [n, h, w, 3]: only if small and all of one size."""
+    paths: np.ndarray  # str [n]
+    labels: np.ndarray  # int [n]
+    needs_pil: np.ndarray  # bool [n]
+    class_names: tuple[str, ...]
+    pixels: np.ndarray | None
 
 
 def _class_names(folder: str) -> tuple[str, ...]:
@@ -119,17 +122,23 @@ def _index(folder: str) -> _Files:
                         len(loose), min(loose))
     if not paths:
         raise ValueError(f"{folder} is empty: put images there, one sub-folder for each class")
-    kinds, skipped = _check(paths)
+    answers = _check(paths)
+    is_good = np.array([answer.reason is None for answer in answers])
+    skipped = [f"{path} ({answer.reason})" for path, answer in zip(paths, answers, strict=True)
+               if answer.reason is not None]
     if skipped:
         more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
         logging.warning("%s: skipped %d of %d files: %s%s", folder, len(skipped), len(paths),
                         "; ".join(skipped[:_NAMED]), more)
-    is_good = kinds >= 0
     if not is_good.any():
         raise ValueError(f"{folder} holds {len(paths)} files, but none of them is a whole image "
                          f"({skipped[0]}): JPEG, PNG, WebP, BMP and GIF can be read")
-    return _Files(np.array(paths)[is_good], np.array(labels)[is_good], kinds[is_good] == 1,
-                  class_names)
+    good = [answer for answer in answers if answer.reason is None]
+    pixels = None
+    if all(answer.pixels is not None for answer in good):
+        pixels = np.stack([answer.pixels for answer in good])
+    return _Files(np.array(paths)[is_good], np.array(labels)[is_good],
+                  np.array([answer.needs_pil for answer in good]), class_names, pixels)
 
 
 def _files_below(folder: str) -> list[str]:
@@ -141,18 +150,32 @@ def _files_below(folder: str) -> list[str]:
     return paths
 
 
-def _check(paths: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Kind of each file (1 = PIL must decode it, 0 = TensorFlow may, -1 = unusable); complaints."""
-    decode = len(paths) <= _DECODE_UP_TO
+class _Answer(NamedTuple):
+    """What `image_file.inspect` says of a file; reason: why it is unusable."""
+    needs_pil: bool = False
+    pixels: np.ndarray | None = None
+    reason: str | None = None
 
-    def kind(path):
+
+def _check(paths: list[str]) -> list[_Answer]:
+    """Looks at every file. Small images of one size are decoded for good on this occasion."""
+    decode = len(paths) <= _DECODE_UP_TO
+    keep = next(filter(None, map(image_file.size_of, paths)), None)
+    if keep and (max(keep) > _SMALL or len(paths) * 3 * keep[0] * keep[1] > _IN_MEMORY):
+        keep = None
+    lost = False  # an image of another size has turned up: pixels are of no use any more
+
+    def answer(path):
+        nonlocal lost
         try:
-            return int(image_file.inspect(path, decode)), None
+            needs_pil, pixels = image_file.inspect(path, decode, None if lost else keep)
         except ValueError as error:
-            return -1, f"{path} ({error})"
+            return _Answer(reason=str(error))
+        right = pixels is not None and pixels.shape[1::-1] == keep  # EXIF may have turned it
+        lost = lost or not right
+        return _Answer(needs_pil, pixels if right else None)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         # In portions: a task for each of a million files would cost more than the check.
         portions = [paths[i:i + 256] for i in range(0, len(paths), 256)]
-        answers = [a for part in pool.map(lambda p: [kind(x) for x in p], portions) for a in part]
-    return np.array([a[0] for a in answers], np.int8), [a[1] for a in answers if a[1]]
+        return [a for part in pool.map(lambda p: [answer(x) for x in p], portions) for a in part]

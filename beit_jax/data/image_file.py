@@ -14,27 +14,44 @@ _ORIENTATION = 0x0112  # EXIF tag: how the camera was held; 1 is upright
 _TAIL = 4096  # bytes at the end of a file in which its end mark is looked for
 
 
-def inspect(path: str, decode: bool) -> bool:
+def inspect(path: str, decode: bool, keep: tuple[int, int] | None = None):
     """Checks an image file and says who may decode it.
 
-    Args: path: of the file. decode: True decodes every pixel; False looks at head and tail only.
-    Returns: True where the file needs `decode_with_pil`.
+    Args:
+      path: of the file.
+      decode: True decodes every pixel; False looks at head and tail only.
+      keep: (width, height) of the images whose pixels are wanted; None = of none.
+    Returns: (True where the file needs `decode_with_pil`, uint8 [h, w, 3] or None).
     Raises: ValueError: not an image, cut short, or of a kind we cannot convert; the reason.
     """
+    pixels = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities inside EXIF are not the user's business
             with Image.open(path) as image:
                 needs_pil = _needs_pil(image)
-                if decode:
-                    to_rgb(image) if needs_pil else image.load()
-                else:
+                if not decode:
                     _check_tail(path, image.format)
+                elif image.size == keep:
+                    pixels = np.asarray(to_rgb(image))
+                elif needs_pil:
+                    to_rgb(image)
+                else:
+                    image.load()
     except Image.UnidentifiedImageError:
         raise ValueError("empty" if not os.path.getsize(path) else "not an image") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
-    return needs_pil
+    return needs_pil, pixels
+
+
+def size_of(path: str) -> tuple[int, int] | None:
+    """(width, height) as stored, in pixels; None where the file is not an image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def decode_with_pil(encoded: bytes) -> np.ndarray:

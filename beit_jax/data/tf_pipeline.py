@@ -45,11 +45,11 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
         image = views.augment(made["image"], tf.reverse(made["seed"], [0]), options)
         return made | {"image": image}
 
+    in_memory = None if source.images is None else tf.constant(source.images)
+    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
     if source.sequence is not None:
         return _sequential_train_batches(source, options, example_views, batch, seed, steps,
                                          start_step, first, last, threads)
-    in_memory = None if source.images is None else tf.constant(source.images)
-    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
     dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     dataset = dataset.map(choose, num_parallel_calls=1)
     if in_memory is not None and views.can_batch(source.images, options):
@@ -83,12 +83,12 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
         made = views.eval_example(_image(source, in_memory, example), options)
         return made | {key: example[key] for key in ("label", "index", "is_example")}
 
+    in_memory = None if source.images is None else tf.constant(source.images)
+    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
     steps = -(-num_examples // batch)
     if source.sequence is not None:
         dataset = source.sequence(None).map(example_views, num_parallel_calls=threads)
         return _sequential_eval_batches(dataset, steps, batch, first, last, threads, source)
-    in_memory = None if source.images is None else tf.constant(source.images)
-    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
     dataset = tf.data.Dataset.range(steps).map(choose, num_parallel_calls=1)
     if in_memory is not None and views.can_batch(source.images, options):
         dataset = dataset.map(batch_views, num_parallel_calls=threads)
