@@ -33,7 +33,7 @@ def inspect(path: str, decode: bool, keep: tuple[int, int] | None = None):
                 if not decode:
                     _check_tail(path, image.format)
                 elif image.size == keep:
-                    pixels = np.asarray(to_rgb(image))
+                    pixels = np.asarray(to_rgb(image) if needs_pil else image.convert("RGB"))
                 elif needs_pil:
                     to_rgb(image)
                 else:

@@ -81,7 +81,8 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
 
     def example_views(example):
         made = views.eval_example(_image(source, in_memory, example), options)
-        return made | {key: example[key] for key in ("label", "index", "is_example")}
+        kept = ("label", "index", "is_example")
+        return made | {key: example[key] for key in kept if key in example}
 
     in_memory = None if source.images is None else tf.constant(source.images)
     labels = None if source.labels is None else tf.constant(source.labels, tf.int32)

@@ -7,6 +7,7 @@ from beit_jax.data.host_tensorflow import tf
 from beit_jax.data.source import MissingSplit, Source
 
 _INTERLEAVED = 16  # files read at once where only a sequence is possible
+_BUFFER = 2048  # encoded images shuffled among one another there
 _PORTION = 512  # records read at once where all of them are
 
 
@@ -72,7 +73,7 @@ def _sequence(builder, split: str, seed: int | None):
         split=split, shuffle_files=seed is not None,
         decoders=tfds.decode.PartialDecoding(
             wanted, decoders={"image": tfds.decode.SkipDecoding()}),
-        read_config=tfds.ReadConfig(try_autocache=False, **shuffled))
+        read_config=tfds.ReadConfig(try_autocache=False, enable_ordering_guard=False, **shuffled))
     none = tf.constant(-1, tf.int64)
     return dataset.map(lambda example: {
         "encoded": example["image"], "label": tf.cast(example.get("label", none), tf.int32)})
@@ -124,9 +125,13 @@ def _encoded_in_memory(source: Source, portions) -> Source:
 
 
 def _in_sequence(source: Source, builder, split: str) -> Source:
-    """A fixed shuffled order of files for each seed; None = the order on disk."""
+    """Shuffled by a seed: the order of files, then of examples within a buffer; None = neither.
+
+    `index` is then the place in that order before the buffer, not an example number.
+    """
     def sequence(seed):
         dataset = _sequence(builder, split, seed).enumerate()
-        return dataset.map(lambda number, example: example | {"index": number})
+        dataset = dataset.map(lambda number, example: example | {"index": number})
+        return dataset if seed is None else dataset.shuffle(_BUFFER, seed)
 
     return source._replace(sequence=sequence)
