@@ -80,7 +80,8 @@ def main():
         figures = measure(options, batches=args.batches, repeats=args.repeats)
     cores = args.threads or len(os.sched_getaffinity(0))
     per_core = round(figures["images_per_second"] / cores, 1)
-    print(json.dumps(vars(args) | figures | {"cores": cores, "images_per_second_and_core": per_core}))
+    print(json.dumps(vars(args) | figures
+                     | {"cores": cores, "images_per_second_and_core": per_core}))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ FROM_CLASSIFIER = dict(
 # `shrink` gives these values to the keys of a section that bear the name.
 TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
             num_masked=6, min_block=4, group_size=4)
-TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=4, blocks_per_group=1)
+TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=2, blocks_per_group=1)
 
 
 def base() -> ConfigDict:
@@ -137,12 +137,11 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.update(total_steps=2, total_epochs=0.0)
     config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,
                        image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
-    if config.data.target_px:
-        config.data.target_px = TINY["image_px"]  # dVAE codes stand for 8 px, and so do the patches
     for section in (config.model, config.mask, config.augment):
         section.update({key: value for key, value in TINY.items() if key in section})
     if config.target.get("kind") == "dvae":
         config.target.update(TINY_DVAE)
+        config.data.target_px = 8  # codes stand for 2 px each: a 4 x 4 grid, as the patches'
     if config.task == "dvae_train":
         config.model.update(TINY_DVAE)
     if config.optim.warmup_steps or config.optim.warmup_epochs:
