@@ -63,6 +63,10 @@ def make(config) -> contract.Task:
         num_outputs = 3 * config.model.patch_size ** 2
     else:
         raise ValueError(f"target.kind={kind!r} is none of {', '.join(TARGETS)}")
+    if config.model.get("vocab_size", num_outputs) != num_outputs:
+        raise ValueError(f"model.vocab_size={config.model.vocab_size}, but the target has "
+                         f"{num_outputs} {'codes' if tokenizer else 'values per patch'}: leave it "
+                         "out, it follows from config.target")
     model = options.build(BeitForMim, config.model, "config.model", dtype=dtype,
                           vocab_size=num_outputs)
     grid, n = model.grid, model.num_patches

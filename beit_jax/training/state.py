@@ -127,9 +127,14 @@ def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mes
             continue
         others = {key: value for key, value in abstract.items() if key != "params"}
         target = checkpoint.flatten(abstract["params"]) | checkpoint.flatten(others)
-        options = InitOptions(checkpoint=path, adapt=tuple(section.get("adapt", ())),
-                              allow_unused=tuple(section.get("allow_unused", ())))
         loaded = checkpoint.load_variables(path, collections=bool(others))
+        # whole parts that this network has not (a decoder, a head) stay behind
+        parts = {path.split("/")[0] for path in target}
+        spare = sorted({path.split("/")[0] for path in loaded} - parts)
+        if spare:
+            log.info("%s takes no %s from %s", name, ", ".join(spare), path)
+        options = InitOptions(checkpoint=path, adapt=tuple(section.get("adapt", ())),
+                              allow_unused=tuple(rf"^{re.escape(part)}(/|$)" for part in spare))
         placed = sharding.place(fit(loaded, target, options, where), mesh)
         tree = checkpoint.unflatten(placed)
         frozen[name] = {key: tree.pop(key) for key in others} | {"params": tree}

@@ -102,7 +102,7 @@ def frozen_task():
 
 
 def test_frozen_networks_come_from_their_section(mesh, tmp_path):
-    path = save(tmp_path, {"w": np.eye(2), "codebook/e": np.arange(3.0)})
+    path = save(tmp_path, {"w": np.eye(2), "codebook/e": np.arange(3.0), "head/b": np.ones(4)})
     frozen = state.load_frozen(frozen_task(), {"target": {"checkpoint": path}}, jax.random.key(0),
                                mesh)
     np.testing.assert_array_equal(frozen["teacher"]["params"]["w"], np.eye(2))
