@@ -1,7 +1,7 @@
 """The paper's ablations: 300 epochs of pre-training on ImageNet-1k, then fine-tuning there.
 
 python -m beit_jax.main --config configs/beit/ablations.py:no_blockwise --workdir runs/ablation \
-    --config.stages.pretrain.target.checkpoint=dalle_encoder.npz
+    --config.stages.pretrain.target.checkpoint=dalle.npz
 
 Two stages (own_tokenizer: three), base, top-1 on ImageNet-1k as published:
   full                  the plain ViT                                            82.86  (Table 4)

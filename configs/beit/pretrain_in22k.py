@@ -1,7 +1,7 @@
 """BEiT: 150 epochs of masked image modelling on ImageNet-22k, the recipe of the released weights.
 
 python -m beit_jax.main --config configs/beit/pretrain_in22k.py:large --workdir runs/pretrain \
-    --config.data.path=DIR --config.target.checkpoint=dalle_encoder.npz
+    --config.data.path=DIR --config.target.checkpoint=dalle.npz
 
 DIR is an image folder; labels are not used. Variants: base, large.
 Source: microsoft/unilm beit/README.md, the command for ImageNet-22k (base); for large, which has
