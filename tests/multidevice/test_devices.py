@@ -1,0 +1,154 @@
+"""Eight devices, or two processes, compute what one computes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beit_jax.training import loop, sharding
+from beit_jax.training.sharding import MeshOptions
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """tests/multidevice/worker.py as a module of this process, which has one device."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/multidevice")]
+    import worker as module
+
+    return module
+
+
+def environment(devices):
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                         "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def one_device(worker, tmp_path_factory):
+    """Workdir of the recipe on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    loop.run(worker.recipe(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """(what the worker found on 8 devices, its folder)."""
+    workdir = tmp_path_factory.mktemp("eight")
+    done = subprocess.run([sys.executable, ROOT / "tests/multidevice/worker.py", workdir],
+                          env=environment(8), capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Involuntary full rematerialization" not in done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    found = json.loads(line.removeprefix("FOUND"))
+    assert found["devices"] == 8
+    return found, workdir
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, value in expected.items():
+        # sums in another order; Adam divides by small numbers, which lets that grow
+        assert found[name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("mesh", ["data", "mixed"])
+def test_eight_devices_equal_one(eight, one_device, worker, mesh):
+    assert_close(eight[0][mesh], worker.losses(one_device))
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one(eight, one_device, worker, tmp_path):
+    config = worker.recipe()
+    config.total_steps = 5
+    for name, workdir in (("eight", eight[1] / "mixed"), ("one", one_device)):
+        shutil.copytree(workdir, tmp_path / name)
+        loop.run(config, tmp_path / name)
+    assert_close(worker.losses(tmp_path / "eight"), worker.losses(tmp_path / "one"))
+
+
+SPLIT = {  # path of a parameter -> spec on the mesh data=2, fsdp=2, tensor=2
+    "blocks/attn/qkv/kernel": "PartitionSpec(None, 'fsdp', 'tensor')",
+    "blocks/attn/proj/kernel": "PartitionSpec(None, 'tensor', 'fsdp')",
+    "blocks/mlp/fc1/kernel": "PartitionSpec(None, 'fsdp', 'tensor')",
+    "blocks/mlp/fc2/kernel": "PartitionSpec(None, 'tensor', 'fsdp')",
+    "lm_head/kernel": "PartitionSpec('fsdp', 'tensor')",
+    "patch_embed/proj/kernel": "PartitionSpec(None, None, None, 'fsdp')",
+    "blocks/norm1/scale": "PartitionSpec()",
+    "cls_token": "PartitionSpec()",
+}
+
+
+@pytest.mark.parametrize("path", SPLIT)
+def test_parameters_moments_and_averages_lie_as_the_table_says(eight, path):
+    found = {name: spec for name, (spec, _) in eight[0]["specs"].items()
+             if name.endswith("/" + path)}
+    assert set(found.values()) == {SPLIT[path]}
+    kinds = {name.split("/")[0] for name in found}
+    assert kinds == {"params", "opt_state", "ema_params"} and len(found) == 4  # mu and nu
+
+
+def test_activations_are_split_inside_the_context_only(eight):
+    inside, outside = eight[0]["constraints"]
+    assert inside == "PartitionSpec(('data', 'fsdp'), None, 'tensor')"
+    assert "data" not in outside
+
+
+def test_a_batch_is_split_over_data_and_fsdp(eight):
+    assert eight[0]["batch"] == [eight[0]["batch_spec"], [2]]
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        return sock.getsockname()[1]
+
+
+def test_two_processes_equal_one(one_device, worker, tmp_path):
+    """Real processes with two devices each, through the command line, on one shared folder."""
+    config = tmp_path / "recipe.py"
+    config.write_text("import sys; sys.path.insert(0, %r)\n"
+                      "from worker import recipe\n"
+                      "def get_config(): return recipe()\n" % str(ROOT / "tests/multidevice"))
+    port, workdir = free_port(), tmp_path / "run"
+
+    def start(steps):
+        return [subprocess.Popen(
+            [sys.executable, "-m", "beit_jax.main", "--config", config, "--workdir", workdir,
+             "--coordinator", f"localhost:{port}", "--num_processes", "2", "--process_id", str(i),
+             f"--config.total_steps={steps}"], env=environment(2), cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
+
+    def finish(processes):
+        try:
+            outputs = [process.communicate(timeout=250)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        return outputs
+
+    first, second = finish(start(4))
+    assert "2 process(es), 4 cpu device(s)" in first
+    assert "step 4/4" in first and "step 4/4" not in second  # one of them writes
+    assert_close(worker.losses(workdir), worker.losses(one_device))
+    first, _ = finish(start(5))
+    assert "goes on from step 4 of 5" in first and "step 5/5" in first
+
+
+@pytest.mark.parametrize("options, message", [
+    (MeshOptions(data=3), "data=3, fsdp=1, tensor=1 does not fit 1 devices"),
+    (MeshOptions(data=-1, fsdp=-1), "one of them may be -1"),
+    (MeshOptions(data=-1, tensor=2), "does not fit 1 devices"),
+    (MeshOptions(data=0), "sizes are positive"),
+])
+def test_an_impossible_mesh_is_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(options)
