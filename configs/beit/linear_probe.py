@@ -42,7 +42,6 @@ def get_config(variant: str = ""):
         learning_rate=4e-3, min_learning_rate=0.0, schedule="cosine_by_epoch", weight_decay=1e-4,
         decay_rule="all",  # the script decays the biases too
     )
-    config.init.update(allow_unused=common.FROM_MIM["allow_unused"])
     config.eval.every_epochs = 1.0
     config.checkpoint.keep_best = "top1"
     return common.shrink(config) if smoke else config

@@ -99,5 +99,5 @@ def probe(path: str, start: str):
     config.model = dict(**BACKBONE, use_shared_rel_pos=True)
     config.probe = dict(feature="mean", num_classes=-1)
     config.optim.update(learning_rate=4e-3, weight_decay=1e-4, decay_rule="all")
-    config.init.update(checkpoint=start, allow_unused=common.FROM_MIM["allow_unused"])
+    config.init.checkpoint = start
     return config
