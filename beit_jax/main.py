@@ -42,11 +42,13 @@ def start_process() -> None:
     import jax
 
     first = PROCESS_ID.value in (None, 0)
-    log.setLevel(logging.INFO if first else logging.WARNING)
-    log.handlers[:] = [_Console()]
-    log.propagate = False
+    console = _Console()
     # Orbax reports what it then raises anyway
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    console.addFilter(lambda record: "orbax" not in record.pathname)
+    for logger, level in ((log, logging.INFO), (logging.getLogger("absl"), logging.WARNING)):
+        logger.setLevel(level if first else logging.WARNING)
+        logger.handlers = [console]
+        logger.propagate = False
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "beit_jax", "xla"))

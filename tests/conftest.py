@@ -1,5 +1,6 @@
 """What all tests share: CPU by default, one compilation cache, and the toy task."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -50,8 +51,9 @@ def command(monkeypatch, capfd):
     """The command line in this process: (*arguments) -> (exit code, lines of stderr, stdout)."""
     from beit_jax import main
 
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(main.log, name, getattr(main.log, name))  # main sets them
+    for logger in (main.log, logging.getLogger("absl")):
+        for name in ("handlers", "level", "propagate"):
+            monkeypatch.setattr(logger, name, getattr(logger, name))  # main sets them
 
     def run(*arguments):
         flags = main.flags.FLAGS

@@ -86,14 +86,14 @@ def _add_rows(total, rows, is_example) -> None:
         total[name].append(value[is_example])
 
 
-def make_pictures(task: Task, rows: int, mesh: Mesh) -> Callable:
+def make_pictures(task: Task, rows: int, mesh: Mesh) -> Callable | None:
     """Compiles `task.pictures` on at least `rows` rows.
 
-    Returns: (state, frozen, local batch, key) -> {"name": uint8 [rows, h, w, 3]}, {} without
-      pictures. Every process must call it.
+    Returns: (state, frozen, local batch, key) -> {"name": uint8 [rows, h, w, 3]}, which every
+      process must call; None if the task draws nothing, or nothing is asked for.
     """
     if task.pictures is None or rows < 1:
-        return lambda state, frozen, local, key: {}
+        return None
     draw = jax.jit(task.pictures, out_shardings=sharding.replicated(mesh))
     multiple = sharding.rows_multiple(mesh)
     drawn = -(-rows // multiple) * multiple // jax.process_count()

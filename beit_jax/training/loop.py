@@ -82,7 +82,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
 
 
 def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoints) -> Job:
-    """Makes the state, fresh or from the newest checkpoint, and compiles lazily what works on it."""
+    """Makes the state, fresh or from the newest checkpoint, and the functions that work on it."""
     total, per_epoch = recipe.lengths(config, opts, info.num_train)
     start = checkpoints.latest_step()
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
@@ -91,6 +91,7 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     shapes = {key: jax.ShapeDtypeStruct((len(rows) * jax.process_count(), *rows.shape[1:]),
                                         rows.dtype) for key, rows in first.items()}
     init_key, step_key, frozen_key, draw_key = jax.random.split(jax.random.key(opts.seed), 4)
+    frozen = state.load_frozen(task, config, frozen_key, mesh)
     params = jax.eval_shape(task.init, init_key, shapes)["params"]
     tx, schedules = optim.make_optimizer(opts.optim, params, total, per_epoch)
     abstract, make_state = state.create(task, tx, init_key, shapes, mesh,
@@ -100,7 +101,6 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     else:
         train_state = checkpoints.restore(start, abstract)
         log.info("%s goes on from step %d of %d", name, start, total)
-    frozen = state.load_frozen(task, config, frozen_key, mesh)
     train_step = step.make_train_step(
         task, tx, step_key, ema_decay=opts.optim.ema_decay,
         accumulation_steps=opts.optim.accumulation_steps,
@@ -114,15 +114,20 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     # one small program in place of one for every operation of the schedules
     rates = jax.jit(lambda step: {key: at(step) for key, at in schedules.items()})
 
+    def rows() -> Iterator:
+        return pipeline.eval_batches(opts.data, split, **process)
+
     def measure(current) -> dict[str, float]:
         if not info.num_eval:
             return {}
-        rows = pipeline.eval_batches(opts.data, split, **process)
-        values = evaluate.evaluate(task, eval_step, current, frozen, rows, mesh)
+        values = evaluate.evaluate(task, eval_step, current, frozen, rows(), mesh)
         return {f"eval/{split}/{key}": value for key, value in values.items()}
 
     def draw(current) -> dict[str, Any]:
-        return draw_pictures(current, frozen, first, draw_key)
+        if draw_pictures is None:
+            return {}
+        shown = next(iter(rows())) if info.num_eval else first
+        return draw_pictures(current, frozen, shown, draw_key)
 
     return Job(name, opts, mesh, task, total, per_epoch, checkpoints, start or 0, train_state,
                frozen, _from_first(first, batches), train_step, rates, measure, draw)
@@ -145,7 +150,7 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
         """Writes the pending lines, and refuses to go on from a loss that is not a number."""
         for logged in sorted(pending):
             values, speed = pending.pop(logged)
-            values |= job.rates(logged - 1)
+            values = jax.device_get(values | job.rates(logged - 1))  # all in one transfer
             train_values = {f"train/{key}": value for key, value in values.items()}
             writer.write(logged, train_values | speed)
         if not math.isfinite(loss := float(metrics["loss"])):

@@ -128,8 +128,9 @@ class MetricWriter:
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         """Moves the live line, or prints a plain one."""
-        shown = "  ".join(f"{label} {values[name]:,.4g}" if values[name] < 1000 else
-                          f"{label} {values[name]:,.0f}" for name, label in _SHOWN if name in values)
+        found = [(label, values[name]) for name, label in _SHOWN if name in values]
+        shown = "  ".join(f"{label} {value:,.0f}" if value >= 1000 else f"{label} {value:.4g}"
+                          for label, value in found)
         if self._progress:
             self._progress.update(self._bar, completed=step, shown=shown)
             return

@@ -1,4 +1,4 @@
-"""A config as the loop needs it: checked sections, lengths in steps, and what the workdir records."""
+"""A config as the loop needs it: checked sections, lengths in steps, records in the workdir."""
 
 import dataclasses
 import json
@@ -20,8 +20,9 @@ from beit_jax.training.state import InitOptions
 
 log = logging.getLogger(__name__)
 
-SECTIONS = {"data": DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions, "init": InitOptions,
-            "eval": EvalOptions, "checkpoint": CheckpointOptions, "log": LogOptions}
+SECTIONS = {"data": DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions,
+            "init": InitOptions, "eval": EvalOptions, "checkpoint": CheckpointOptions,
+            "log": LogOptions}
 _VALUES = ("seed", "task", "total_steps", "total_epochs", "dtype", "matmul_precision")
 _OF_MAIN = ("stages", "report")
 _PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")

@@ -114,9 +114,10 @@ def free_port():
 def test_two_processes_equal_one(one_device, worker, tmp_path):
     """Real processes with two devices each, through the command line, on one shared folder."""
     config = tmp_path / "recipe.py"
-    config.write_text("import sys; sys.path.insert(0, %r)\n"
+    folder = str(ROOT / "tests/multidevice")
+    config.write_text(f"import sys; sys.path.insert(0, {folder!r})\n"
                       "from worker import recipe\n"
-                      "def get_config(): return recipe()\n" % str(ROOT / "tests/multidevice"))
+                      "def get_config(): return recipe()\n")
     port, workdir = free_port(), tmp_path / "run"
 
     def start(steps):

@@ -82,4 +82,4 @@ def test_pictures_are_cut_to_the_rows_asked_for(mesh):
     batch = next(batches(8))
     draw = evaluate.make_pictures(task, 3, mesh)
     assert draw(state_of(1.0), {}, batch, jax.random.key(0))["p"].shape == (3, 2, 2, 3)
-    assert evaluate.make_pictures(task, 0, mesh)(state_of(1.0), {}, batch, None) == {}
+    assert evaluate.make_pictures(task, 0, mesh) is None
