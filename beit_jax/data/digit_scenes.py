@@ -38,6 +38,9 @@ class SceneConfig:
       vivid: True gives digits one of `COLORS`; False makes them almost grey, lighter or darker
         than the background by `contrast`.
       contrast: smallest and largest difference of lightness, for almost grey digits.
+      darker_share: probability that an almost grey digit is darker than the background, where
+        there is room for both.
+      lightness: darkest and lightest mean of a gradient background.
       tint: standard deviation of each colour channel around its mean.
       rotation_degrees, shear, stretch: largest change of a handwriting's shape; the stretch is
         the logarithm of width over height.
@@ -50,6 +53,8 @@ class SceneConfig:
     background: str = "gradient"
     vivid: bool = False
     contrast: tuple[float, float] = (0.35, 0.65)
+    darker_share: float = 0.5
+    lightness: tuple[float, float] = (0.1, 0.9)
     tint: float = 0.03
     rotation_degrees: float = 15.0
     shear: float = 0.2
@@ -58,9 +63,12 @@ class SceneConfig:
 
 
 CONFIGS = {
-    "plain": SceneConfig(),
+    # easy on purpose: one size, one place, light on dark; see docs/beit.md for what that buys
+    "plain": SceneConfig(digit_px=(28.0, 31.0), darker_share=0.0, lightness=(0.1, 0.4),
+                         contrast=(0.45, 0.6), rotation_degrees=8.0, shear=0.1, stretch=0.1),
+    "varied": SceneConfig(),
     "multi": SceneConfig(image_px=64, min_digits=2, max_digits=4, digit_px=(16.0, 31.0),
-                         vivid=True),
+                         vivid=True, lightness=(0.3, 0.6)),
     "photo": SceneConfig(image_px=64, digit_px=(26.0, 50.0), background="photo", vivid=True),
 }
 
@@ -199,7 +207,7 @@ def _choose_inks(config: SceneConfig, lightness, digits, rng) -> tuple[np.ndarra
         inks = np.array([rgb for _, rgb in COLORS])[names] + noise
     else:
         contrast = rng.uniform(*config.contrast, (n, k))
-        darker = rng.random((n, k)) < 0.5
+        darker = rng.random((n, k)) < config.darker_share
         base = lightness[:, None]
         darker = np.where(base - contrast < 0.02, False, darker)
         darker = np.where(base + contrast > 0.98, True, darker)
@@ -211,7 +219,7 @@ def _choose_inks(config: SceneConfig, lightness, digits, rng) -> tuple[np.ndarra
 
 def _gradient_background(config: SceneConfig, rng) -> tuple[np.ndarray, np.ndarray]:
     """Soft ramps between two near-grey colours, [n, s, s, 3], and their mean lightness [n]."""
-    lightness = rng.uniform(0.3, 0.6, _CHUNK) if config.vivid else rng.uniform(0.1, 0.9, _CHUNK)
+    lightness = rng.uniform(*config.lightness, _CHUNK)
     ends = lightness[:, None, None] + config.tint * rng.standard_normal((_CHUNK, 2, 3))
     ends += rng.uniform(-0.1, 0.1, (_CHUNK, 1, 1)) * np.array([1, -1])[:, None]
     angle = rng.uniform(0, 2 * np.pi, _CHUNK)[:, None, None]

@@ -54,6 +54,12 @@ def randaugment(image, seed, policy: Policy, fill):
       fill: three whole numbers 0..255, the colour that geometric operations let in.
     Returns: uint8 [h, w, 3].
     """
+    @tf.function(autograph=False)  # traced once for all draws: sixteen branches take long to trace
+    def apply(image, which, level, sign):
+        # One more branch, "nothing", instead of a condition round the switch.
+        branches = [_bind(operation, image, level, sign, fill) for operation in OPERATIONS.values()]
+        return tf.ensure_shape(tf.switch_case(which, [*branches, lambda: image]), image.shape)
+
     draws = tf.random.stateless_uniform([policy.num_ops, 3], seed)
     noise = tf.random.stateless_normal([policy.num_ops], tf.reverse(seed, [0]))
     for i in range(policy.num_ops):
@@ -61,11 +67,8 @@ def randaugment(image, seed, policy: Policy, fill):
         level = policy.magnitude + policy.magnitude_std * noise[i]
         level = tf.clip_by_value(level, 0.0, 10.0)
         sign = tf.where(draws[i, 1] < 0.5, -1.0, 1.0)
-        # One more branch, "nothing", instead of a condition round the switch.
         which = tf.where(draws[i, 2] < policy.probability, which, len(OPERATIONS))
-        branches = [_bind(operation, image, level, sign, fill) for operation in OPERATIONS.values()]
-        out = tf.switch_case(which, [*branches, lambda x=image: x])
-        image = tf.ensure_shape(out, image.shape)
+        image = apply(image, which, level, sign)
     return image
 
 

@@ -9,6 +9,10 @@ from beit_jax.data.image_file import decode_with_pil
 from beit_jax.data.options import DataOptions
 from beit_jax.data.source import Source
 
+# The functions below have no Python branches on tensors: without AutoGraph's translation of their
+# source, building a graph takes a fraction of the time.
+_as_written = tf.autograph.experimental.do_not_convert
+
 
 def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_train, batch, seed,
                   start_step, rows):
@@ -18,6 +22,7 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
     seed = seed % 2**31
     chosen = None if chosen is None else tf.constant(chosen, tf.int64)
 
+    @_as_written
     def choose(step):
         """step -> what the local rows are, and the random numbers that belong to them."""
         epoch = step // steps
@@ -30,17 +35,20 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
         seeds = tf.random.stateless_uniform([batch, 2], of_step, None, None, tf.int64)[first:last]
         return {"index": index, "seed": seeds, "step": step}
 
+    @_as_written
     def batch_views(rows_of_step):
         of_step = tf.stack([rows_of_step["step"], tf.cast(seed, tf.int64)])
         draws = tf.random.stateless_uniform([batch, views.DRAWS], of_step)[first:last]
         images = tf.gather(in_memory, rows_of_step["index"])
         return views.train_batch(images, draws, options) | _labels(labels, rows_of_step)
 
+    @_as_written
     def example_views(example):
         made = views.train_example(_image(source, in_memory, example), example["seed"], options)
         made |= {key: example[key] for key in ("label", "index", "seed")}
         return augmented(made) if options.randaugment else made
 
+    @_as_written
     def augmented(made):
         image = views.augment(made["image"], tf.reverse(made["seed"], [0]), options)
         return made | {"image": image}
@@ -70,15 +78,18 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
     first, last = int(rows[0]), int(rows[-1]) + 1
     num_examples = source.num_examples
 
+    @_as_written
     def choose(step):
         position = step * batch + tf.range(first, last, dtype=tf.int64)
         return {"index": tf.minimum(position, num_examples - 1),
                 "is_example": position < num_examples}
 
+    @_as_written
     def batch_views(rows_of_step):
         images = tf.gather(in_memory, rows_of_step["index"])
         return views.eval_batch(images, options) | _labels(labels, rows_of_step)
 
+    @_as_written
     def example_views(example):
         made = views.eval_example(_image(source, in_memory, example), options)
         kept = ("label", "index", "is_example")
@@ -108,6 +119,7 @@ def _labels(labels, rows):
 
 def _examples(dataset, source: Source, labels):
     """Batches of rows to single rows with labels; records are read a batch at a time."""
+    @_as_written
     def complete(rows):
         extra = {"label": tf.gather(labels, rows["index"])} if labels is not None else {}
         if source.read_many is not None:
@@ -178,6 +190,7 @@ def _sequential_train_batches(source, options, example_views, batch, seed, steps
         dataset = dataset.enumerate(skipped * batch).filter(
             lambda position, _: (first <= position % batch) & (position % batch < last))
 
+        @_as_written
         def seeded(position, example):
             of_example = tf.stack([tf.cast(seed, tf.int64), epoch * steps * batch + position])
             return example | {"seed": of_example}

@@ -65,7 +65,9 @@ def _assert_equal(ours, theirs):
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [
+    # four graphs with thirty-odd branches each
+    pytest.param(kind, marks=pytest.mark.slow if kind == "finetune" else ()) for kind in KINDS])
 def test_resumed_run_and_two_processes_see_the_batches_of_one_unbroken_run(kind):
     options = _options(kind)
     whole = _take(pipeline.train_batches(options, seed=3), 7)  # 5 steps an epoch
