@@ -5,8 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-# linen adds these two fields to every module; a config never sets them
-_HIDDEN = {"parent", "name"}
+_LINEN_FIELDS = {"parent", "name"}  # linen adds them to every module; a config never sets them
 
 
 def build(cls, section: Mapping[str, Any] | None, where: str, **extra):
@@ -20,7 +19,9 @@ def build(cls, section: Mapping[str, Any] | None, where: str, **extra):
     Returns: an instance of `cls`.
     Raises: ValueError: an unknown key, a missing one, or a value that `cls` itself refuses.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in _HIDDEN}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    if _LINEN_FIELDS <= fields.keys():
+        fields = {name: f for name, f in fields.items() if name not in _LINEN_FIELDS}
     values = {key: freeze(value) for key, value in dict(section or {}).items()}
     for key in values:
         if key not in fields:

@@ -64,8 +64,8 @@ class SceneConfig:
 
 CONFIGS = {
     # easy on purpose: one size, one place, light on dark; see docs/beit.md for what that buys
-    "plain": SceneConfig(digit_px=(28.0, 31.0), darker_share=0.0, lightness=(0.1, 0.4),
-                         contrast=(0.45, 0.6), rotation_degrees=8.0, shear=0.1, stretch=0.1),
+    "plain": SceneConfig(digit_px=(28.0, 31.0), darker_share=0.0, lightness=(0.15, 0.25), tint=0.02,
+                         contrast=(0.5, 0.6), rotation_degrees=8.0, shear=0.1, stretch=0.1),
     "varied": SceneConfig(),
     "multi": SceneConfig(image_px=64, min_digits=2, max_digits=4, digit_px=(16.0, 31.0),
                          vivid=True, lightness=(0.3, 0.6)),

@@ -5,6 +5,7 @@ accuracy at a fraction of what automatic differentiation of them costs.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -100,6 +101,30 @@ def _gelu_backward(x, dy):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+class Linear(nn.Module):
+    """Linear map of the last axis, [..., d] -> [..., features]; parameters "kernel" and "bias".
+
+    All leading axes are folded into one before the product: on a CPU its gradient then takes half
+    the time of flax's Dense on three axes; elsewhere it makes no difference.
+    """
+
+    features: int
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return matmul(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+def matmul(x, kernel):
+    """x [..., d] @ kernel [d, f] in the dtype of x, over folded leading axes -> [..., f]."""
+    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def drop_path(x, rate, key):
     """Drops whole samples of a residual branch, stochastic depth.
 
@@ -126,12 +151,14 @@ def attend(query, key, value, bias=None, *, backend: str = "xla"):
     Raises: ValueError: an unknown backend.
     """
     if backend == "xla":
-        logits = jnp.einsum("bqak,bsak->baqs", query * query.shape[-1] ** -0.5, key,
-                            preferred_element_type=jnp.float32)
+        # heads before tokens: on a CPU a third of the time of an einsum over the given layout
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+        logits = jnp.matmul(query * query.shape[-1] ** -0.5, key.swapaxes(-1, -2),
+                            preferred_element_type=jnp.float32)  # [b, a, n, n]
         if bias is not None:
             logits = logits + bias
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        return jnp.einsum("baqs,bsak->bqak", weights, value)
+        return jnp.matmul(weights, value).transpose(0, 2, 1, 3)
     if backend == "cudnn":
         # bias in the compute dtype: float32 biases are reported to give NaN, jax issue 32242
         cast = None if bias is None else bias.astype(query.dtype)

@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
             name="proj")()
         patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, -1, fan_in).astype(self.dtype)
-        return patches @ kernel.reshape(fan_in, -1).astype(self.dtype) + bias.astype(self.dtype)
+        return layers.matmul(patches, kernel.reshape(fan_in, -1)) + bias.astype(self.dtype)
 
 
 class _Parameters(nn.Module):
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         kernel, = _Parameters({"kernel": (weight_init(self.initializer), (d, 3 * d))}, name="qkv")()
         q_bias = self.param("q_bias", nn.initializers.zeros, (d,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (d,))
-        qkv = x @ kernel.astype(self.dtype)
+        qkv = layers.matmul(x.astype(self.dtype), kernel)
         qkv += jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(self.dtype)
         query, key, value = jnp.unstack(qkv.reshape(b, n, 3, self.num_heads, -1), axis=2)
         if self.rel_pos_grid is not None:
@@ -97,7 +97,7 @@ class Attention(nn.Module):
             own = pad_bias(position.gather_bias(table, self.rel_pos_grid), n)
             bias = own if bias is None else bias + own
         out = layers.attend(query, key, value, bias, backend=self.backend)
-        return nn.Dense(d, kernel_init=proj_init, dtype=self.dtype, name="proj")(
+        return layers.Linear(d, kernel_init=proj_init, dtype=self.dtype, name="proj")(
             out.reshape(b, n, d))
 
 
@@ -110,9 +110,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x, fc2_init):
-        h = nn.Dense(self.hidden, kernel_init=weight_init(self.initializer), dtype=self.dtype,
+        h = layers.Linear(self.hidden, kernel_init=weight_init(self.initializer), dtype=self.dtype,
                      name="fc1")(x)
-        return nn.Dense(x.shape[-1], kernel_init=fc2_init, dtype=self.dtype, name="fc2")(
+        return layers.Linear(x.shape[-1], kernel_init=fc2_init, dtype=self.dtype, name="fc2")(
             layers.gelu(h))
 
 
@@ -311,7 +311,7 @@ class BeitForMim(VisionTransformer):
         super().setup()
         self.mask_token = self.param("mask_token", weight_init(self.initializer), (1, 1, self.width))
         self.norm = layers.LayerNorm(self.epsilon)
-        self.lm_head = nn.Dense(self.vocab_size, kernel_init=weight_init(self.initializer),
+        self.lm_head = layers.Linear(self.vocab_size, kernel_init=weight_init(self.initializer),
                                 dtype=self.dtype)
 
     def features(self, image, is_masked):
@@ -349,7 +349,7 @@ class BeitForClassification(VisionTransformer):
         else:
             self.norm = layers.LayerNorm(self.epsilon)
         if self.num_classes:
-            self.head = nn.Dense(
+            self.head = layers.Linear(
                 self.num_classes, kernel_init=nn.initializers.normal(0.02 * self.head_init_scale))
 
     def pooled(self, image, *, train: bool = False):

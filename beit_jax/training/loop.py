@@ -97,7 +97,10 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     abstract, make_state = state.create(task, tx, init_key, shapes, mesh,
                                         with_ema=opts.optim.ema_decay > 0)
     if start is None:
-        train_state = state.load_into(make_state(), opts.init, mesh)
+        train_state = make_state()
+        # where a frozen network takes config.init, the trained parameters start at random
+        if all(network.section != "init" for network in task.frozen.values()):
+            train_state = state.load_into(train_state, opts.init, mesh)
     else:
         train_state = checkpoints.restore(start, abstract)
         log.info("%s goes on from step %d of %d", name, start, total)

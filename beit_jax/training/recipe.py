@@ -62,10 +62,7 @@ def read(config) -> Recipe:
                          f"{', '.join(_PRECISIONS)}")
     sections = {}
     for name, cls in SECTIONS.items():
-        section = dict(config.get(name) or {})
-        # options.build takes a key "name" for the one of linen, which no config may set
-        extra = {"name": section.pop("name")} if "name" in section else {}
-        sections[name] = options.build(cls, section, f"config.{name}", **extra)
+        sections[name] = options.build(cls, config.get(name), f"config.{name}")
     return Recipe(seed=config.get("seed", 0), matmul_precision=precision, **sections)
 
 
@@ -83,14 +80,19 @@ def check_batch(recipe: Recipe, mesh) -> None:
 
 
 def with_data(config, info):
-    """A copy of the config with what only the data knows: model.num_classes = -1 is filled in."""
+    """A copy of the config with what only the data knows: num_classes = -1 is filled in.
+
+    Raises: ValueError: the data has no classes.
+    """
     config = config.copy_and_resolve_references()
-    if config.get("model") and config.model.get("num_classes") == -1:
+    for section in ("model", "probe"):
+        if (config.get(section) or {}).get("num_classes") != -1:
+            continue
         if info.num_classes < 1:
-            raise ValueError(f"config.model.num_classes=-1, but the data {config.data.name!r} has "
-                             "no classes: give the number")
+            raise ValueError(f"config.{section}.num_classes=-1, but the data {config.data.name!r} "
+                             "has no classes: give the number")
         with config.unlocked():
-            config.model.num_classes = info.num_classes
+            config[section].num_classes = info.num_classes
     return config
 
 
