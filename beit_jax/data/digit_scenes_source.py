@@ -1,4 +1,4 @@
-"""`digit_scenes/plain`, `/multi`, `/photo` for the pipeline: made once, then read into memory."""
+"""`digit_scenes` for the pipeline: made once, then read into memory."""
 import os
 
 from beit_jax.data import digit_scenes

@@ -11,7 +11,8 @@ class DataOptions:
     """`config.data`. Sizes in pixels.
 
     Attributes:
-      name: "digit_scenes/plain", "/multi" or "/photo", "folder", "synthetic", or a TFDS name.
+      name: "digit_scenes/plain", "/varied", "/multi" or "/photo", "folder", "synthetic", or a
+        TFDS name.
       path: folder of images, or TFDS data_dir; for digit_scenes the cache, by default
         $BEIT_JAX_DATA, else ~/.cache/beit_jax.
       train_split, eval_split: what the source calls them.

@@ -243,8 +243,8 @@ class VisionTransformer(nn.Module):
                        split_rngs={"params": True, "drop_path": True},
                        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast))
         return scan(self.num_heads, self.mlp_ratio, self.layer_scale_init,
-                    self.grid if self.use_rel_pos else None, self.initializer, self.epsilon, self.dtype,
-                    self.attention)
+                    self.grid if self.use_rel_pos else None, self.initializer, self.epsilon,
+                    self.dtype, self.attention)
 
     def encode(self, image, is_masked=None, *, mask_token=None, train: bool = False,
                all_blocks: bool = False):
@@ -309,7 +309,8 @@ class BeitForMim(VisionTransformer):
 
     def setup(self):
         super().setup()
-        self.mask_token = self.param("mask_token", weight_init(self.initializer), (1, 1, self.width))
+        self.mask_token = self.param("mask_token", weight_init(self.initializer),
+                                     (1, 1, self.width))
         self.norm = layers.LayerNorm(self.epsilon)
         self.lm_head = layers.Linear(self.vocab_size, kernel_init=weight_init(self.initializer),
                                 dtype=self.dtype)

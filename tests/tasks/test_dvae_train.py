@@ -167,14 +167,12 @@ def test_training_lowers_the_loss_and_keeps_several_codes_in_use():
     first, last = history[0], history[-1]
     assert (first["tau"], first["kl_weight"]) == (1, 0)
     assert (last["tau"], last["kl_weight"]) == pytest.approx((1 / 16, 0.5))
-    print(first, last)
     assert last["reconstruction"] < first["reconstruction"] - 0.5
     assert last["mae"] < 0.6 * first["mae"]
     assert all(0 <= entry["kl"] <= np.log(16) + 1e-5 for entry in history)
 
     sums = jax.jit(task.eval_step)({"params": params} | state, {}, batch)
     summary = task.summarize(jax.device_get(sums))
-    print(summary)
     assert summary["usage"] >= 4 / 16 and summary["perplexity"] > 3
     assert summary["posterior_entropy"] == pytest.approx(np.log(16) - summary["kl"], abs=1e-4)
     # hard codes reconstruct about as well as relaxed ones once the temperature is low
