@@ -162,6 +162,9 @@ def one_line(error: BaseException) -> str:
         text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     else:
         text = str(error) or type(error).__name__
+    before, traced, after = text.partition("Traceback (most recent call last):")
+    if traced:  # an error inside a config file comes with the stack of its loader
+        text = f"{before} {after.strip().splitlines()[-1]}"
     return " ".join(text.split())
 
 

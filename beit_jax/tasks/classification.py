@@ -1,6 +1,7 @@
 """Image classification: fine-tuning from a checkpoint, or training from scratch.
 
-Source: BEiT (arXiv 2106.08254), Sec. 2.6 and Table 13; microsoft/unilm beit/run_class_finetuning.py.
+Source: BEiT (arXiv 2106.08254), Sec. 2.6 and Table 13; microsoft/unilm
+  beit/run_class_finetuning.py.
 """
 
 import dataclasses

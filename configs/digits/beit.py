@@ -30,8 +30,9 @@ def get_config(variant: str = ""):
     for stage, row, start in (("finetune", "fine-tuned from pre-training", "stage:pretrain"),
                               ("scratch", "trained from scratch", "")):
         for rate in LEARNING_RATES:
-            names = tuple(f"{stage}_{rate:g}_seed{seed}" for seed in seeds)
-            rows[row][f"lr {rate:g}"] = names
+            written = f"{rate:.0e}".replace("e-0", "e-")  # keys of a config hold no dots
+            names = tuple(f"{stage}_{written}_seed{seed}" for seed in seeds)
+            rows[row][f"lr {written}"] = names
             config.stages.update({
                 key: finetune(name, start, rate, seed) for key, seed in zip(names, seeds)})
     for stage, row, start in (

@@ -96,7 +96,8 @@ def test_published_schedule_values():
     assert np.asarray(last).mean(dtype=np.float64) == pytest.approx(1.0014606556e-5, rel=1e-6)
     tune = dataclasses.replace(base, learning_rate=4e-3, min_learning_rate=1e-6, warmup_epochs=20)
     schedule = optim.learning_rate_schedule(tune, 100 * 1251, 1251)
-    for step, value in {25_019: 4e-3, 25_020: 4e-3, 75_060: 2.0005e-3, 125_099: 1.000001e-6}.items():
+    expected = {25_019: 4e-3, 25_020: 4e-3, 75_060: 2.0005e-3, 125_099: 1.000001e-6}
+    for step, value in expected.items():
         assert schedule(step) == pytest.approx(value, rel=1e-6)
 
 
