@@ -3,7 +3,12 @@
 `SOURCES` names the kinds of data; each is a function (options, split) -> Source. A name that is
 not here is looked up among prepared TFDS data sets.
 """
-from beit_jax.data import digit_scenes_source, folder, synthetic, tfds_source
+import os
+
+# Before anybody loads TensorFlow, TFDS included: its greetings are not ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from beit_jax.data import digit_scenes_source, folder, synthetic, tfds_source  # noqa: E402
 
 SOURCES = {
     "digit_scenes": digit_scenes_source.load,

@@ -2,10 +2,6 @@
 
 Importing this module takes seconds: only modules that are themselves imported lazily may do so.
 """
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when TensorFlow is loaded
-
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")  # before any op: JAX owns the accelerator's memory

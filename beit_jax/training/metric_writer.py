@@ -147,15 +147,15 @@ class MetricWriter:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
-        """Writes each uint8 [n, h, w, 3] as one row of pictures: events and figures/<name>.png."""
+        """Writes each uint8 [n, h, w, 3] as one sheet: events and figures/<name>.png."""
         if not self._is_writer:
             return
         self._figures.mkdir(parents=True, exist_ok=True)
         for name, images in pictures.items():
-            sheet = np.concatenate(list(np.asarray(images)), axis=1)  # [h, n * w, 3]
+            sheet = _sheet(np.asarray(images))
             if self._events:
                 self._events.add_image(name, sheet, step, dataformats="HWC")
-            scale = max(1, 96 // sheet.shape[0])  # small images would be stamps on the screen
+            scale = max(1, 512 // sheet.shape[0])  # small images would be stamps on the screen
             sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
             with (self._figures / f"{name.replace('/', '_')}.png").open("wb") as file:
                 Image.fromarray(sheet).save(file, format="PNG")
@@ -170,6 +170,14 @@ class MetricWriter:
             self._file.close()
         if self._events:
             self._events.close()
+
+
+def _sheet(images: np.ndarray) -> np.ndarray:
+    """Pictures side by side, about as high as wide: [n, h, w, 3] -> [rows * h, columns * w, 3]."""
+    n, h, w, _ = images.shape
+    rows = min((r for r in range(1, n + 1) if n % r == 0),
+               key=lambda r: abs(math.log(r * h / (n // r * w))))
+    return images.reshape(rows, n // rows, h, w, 3).swapaxes(1, 2).reshape(rows * h, -1, 3)
 
 
 class Stopwatch:

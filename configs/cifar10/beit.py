@@ -11,10 +11,11 @@ In place of DIR: "smoke". All numbers are ours; docs/results.md says what came o
 
 from configs import common
 
-EPOCHS = dict(tokenizer=6.0, pretrain=40.0, finetune=30.0, probe=15.0)
-CODES = 1024
-TOKENIZER = dict(vocab_size=CODES, n_hid=32, n_init=64, num_groups=3, blocks_per_group=1)
-BACKBONE = dict(image_px=32, patch_size=4, width=192, depth=8, num_heads=3, layer_scale_init=0.1)
+EPOCHS = dict(tokenizer=2.0, pretrain=8.0, finetune=4.0, probe=1.0)
+CODES = 256
+# 16 px views, a code for each 2 px of them: an 8 x 8 grid, as the patches of 4 px
+TOKENIZER = dict(vocab_size=CODES, n_hid=16, n_init=32, num_groups=2, blocks_per_group=1)
+BACKBONE = dict(image_px=32, patch_size=4, width=128, depth=4, num_heads=4, layer_scale_init=0.1)
 
 
 def get_config(path: str = ""):
@@ -45,7 +46,7 @@ def photographs(path: str, epochs: float):
     config = common.base()
     config.total_epochs = epochs
     config.data.update(
-        name="folder", path=path, holdout_per_class=500, global_batch_size=256, image_px=32,
+        name="folder", path=path, holdout_per_class=500, global_batch_size=128, image_px=32,
         **common.HALF_MEAN_STD)
     return config
 
@@ -53,25 +54,24 @@ def photographs(path: str, epochs: float):
 def tokenizer(path: str):
     config = photographs(path, EPOCHS["tokenizer"])
     config.task = "dvae_train"
-    config.data.update(crop="pad")  # shifts by up to 4 px: codes must not depend on the crop's zoom
+    config.data.update(image_px=16, global_batch_size=32, crop_scale=(0.3, 1.0))
     config.model = dict(**TOKENIZER)
-    config.loss = dict(kl_weight=1.0, kl_steps=500, tau_end=1 / 16, tau_steps=900)
+    config.loss = dict(kl_weight=1.5, kl_steps=500, tau_start=0.5, tau_end=1 / 16, tau_steps=1500)
     config.optim.update(
-        learning_rate=1e-3, min_learning_rate=1e-5, warmup_steps=100, weight_decay=1e-4,
-        decay_rule="kernels", clip_norm=1.0, ema_decay=0.99)
+        learning_rate=5e-3, min_learning_rate=1e-4, weight_decay=1e-4, decay_rule="kernels")
     return config
 
 
 def pretrain(path: str):
     config = photographs(path, EPOCHS["pretrain"])
     config.task = "beit_pretrain"
-    config.data.update(target_px=32, crop_scale=(0.3, 1.0))  # stride 4: 8 x 8 codes, as patches
-    config.model = dict(**BACKBONE, use_shared_rel_pos=True, vocab_size=CODES)
+    config.data.update(target_px=16, crop_scale=(0.3, 1.0))
+    config.model = dict(**BACKBONE, use_shared_rel_pos=True)
     config.mask = dict(kind="block", num_masked=25, min_block=4)  # about 40 % of 64
     config.target = dict(kind="dvae", checkpoint="stage:tokenizer", **TOKENIZER)
     config.loss = dict(positions="masked")
     config.optim.update(
-        learning_rate=1e-3, min_learning_rate=1e-5, warmup_epochs=2.0, weight_decay=0.05,
+        learning_rate=2e-3, min_learning_rate=1e-5, warmup_epochs=0.5, weight_decay=0.05,
         clip_norm=3.0)
     return config
 
@@ -84,11 +84,10 @@ def finetune(path: str, start: str):
                         num_classes=-1, head_init_scale=0.001)
     config.loss = dict(label_smoothing=0.1)
     config.optim.update(
-        learning_rate=1e-3, min_learning_rate=1e-6, warmup_epochs=3.0, weight_decay=0.05,
+        learning_rate=1e-3, min_learning_rate=1e-6, warmup_epochs=0.5, weight_decay=0.05,
         layer_decay=0.75 if start else 1.0)
     if start:
         config.init.update(common.FROM_MIM, checkpoint=start)
-    config.eval.every_epochs = 5.0
     return config
 
 

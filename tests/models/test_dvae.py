@@ -4,6 +4,8 @@ The numbers of two small networks were made with the `dall_e` package from weigh
 a seed (`draw`); test_golden_dvae.py holds whole arrays.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,17 @@ def drawn_variables(module, inputs, part: str):
     drawn = draw({name.removeprefix(part + "/"): v.shape for name, v in theirs.items()}, seed=0)
     ours = convert.to_ours({f"{part}/{name}": v for name, v in drawn.items()}, "dalle")
     return {"params": convert.unflatten(ours)[part]}
+
+
+def random_like(shapes):
+    """Arrays for a tree of shapes, from numpy: compiling an initialiser takes far longer."""
+    random = np.random.RandomState(0)
+
+    def fill(leaf):
+        fan_in = int(np.prod(leaf.shape[:-1])) or 1
+        return (random.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
+
+    return jax.tree.map(fill, shapes)
 
 
 def count(tree) -> int:
@@ -146,24 +159,23 @@ def test_fewer_groups_make_a_finer_grid(num_groups, factor):
 def test_integer_codes_and_one_hot_codes_decode_alike():
     decoder = dvae.DvaeDecoder(vocab_size=16, n_hid=8, n_init=8, blocks_per_group=1)
     codes = jax.random.randint(jax.random.key(1), (2, 2, 2), 0, 16)
-    variables = decoder.init(jax.random.key(0), codes)
-    integers = decoder.apply(variables, codes)
-    np.testing.assert_allclose(
-        integers, decoder.apply(variables, jax.nn.one_hot(codes, 16)), atol=1e-6
-    )
+    variables = random_like(jax.eval_shape(decoder.init, jax.random.key(0), codes))
+    integers = jax.jit(decoder.apply)(variables, codes)
+    one_hot = jax.jit(decoder.apply)(variables, jax.nn.one_hot(codes, 16))
+    np.testing.assert_allclose(integers, one_hot, atol=1e-6)
 
 
 def test_branch_gain_is_one_over_the_square_of_all_blocks():
     encoder = dvae.DvaeEncoder(vocab_size=4, n_hid=4, num_groups=1, blocks_per_group=3)
     x = jnp.full((1, 1, 1, 3), 0.5)
-    params = convert.flatten(encoder.init(jax.random.key(0), x)["params"])
+    params = convert.flatten(shapes_of(encoder, x))
     # only biases: block output = input + gain * last bias, and the head adds the channels up
-    params = {name: jnp.zeros_like(value) for name, value in params.items()}
+    params = {name: np.zeros(value.shape, np.float32) for name, value in params.items()}
     params["blocks/input/b"] += 1.0
     for block in range(1, 4):
         params[f"blocks/group_1/block_{block}/res_path/conv_4/b"] += 9.0
     params["blocks/output/conv/w"] += 1.0
-    logits = encoder.apply({"params": convert.unflatten(params)}, x)
+    logits = jax.jit(encoder.apply)({"params": convert.unflatten(params)}, x)
     np.testing.assert_allclose(logits, 4 * (1 + 3 * 9 / 3**2), rtol=1e-6)
 
 
@@ -194,12 +206,15 @@ def test_in_bfloat16_parameters_and_outputs_stay_float32():
         vocab_size=16, n_hid=8, n_init=8, num_groups=2, blocks_per_group=1, dtype=jnp.bfloat16
     )
     image = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), image)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    stats = jax.eval_shape(model.apply, variables, image)
-    logits = model.apply(variables, image, method="encode")
-    assert logits.dtype == jnp.float32 and stats.dtype == jnp.float32
-    exact = model.clone(dtype=jnp.float32).apply(variables, image, method="encode")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert jax.eval_shape(model.apply, shapes, image).dtype == jnp.float32
+    variables = random_like(shapes)
+    logits, exact = (
+        jax.jit(functools.partial(model.clone(dtype=dtype).apply, method="encode"))(variables, image)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert logits.dtype == jnp.float32
     assert 0 < float(jnp.max(jnp.abs(logits - exact))) < 2e-2 * float(jnp.max(jnp.abs(exact)))
 
 

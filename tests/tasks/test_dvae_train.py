@@ -131,12 +131,22 @@ def batch_of(size=8, px=8):
     }
 
 
+def start_of(task, batch):
+    """Variables at step 0, from numpy: compiling an initialiser takes far longer."""
+    random = np.random.RandomState(0)
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), batch))
+    params = jax.tree.map(
+        lambda s: random.standard_normal(s.shape).astype(np.float32) / 5, variables["params"]
+    )
+    return variables | {"params": params, "schedule": {"step": jnp.int32(0)}}
+
+
 @pytest.fixture(scope="module")
 def started():
     """(task, variables, batch) at step 0, and eval_step compiled."""
     task = dvae_train.make(tiny_config())
     batch = batch_of()
-    return task, jax.jit(task.init)(jax.random.key(0), batch), batch, jax.jit(task.eval_step)
+    return task, start_of(task, batch), batch, jax.jit(task.eval_step)
 
 
 def split(variables):
@@ -218,7 +228,7 @@ def test_steps_of_the_schedules_are_updates_when_gradients_are_accumulated():
     config = tiny_config(kl_steps=4)
     config.optim.accumulation_steps = 2
     task, batch = dvae_train.make(config), batch_of()
-    params, _ = split(jax.jit(task.init)(jax.random.key(0), batch))
+    params, _ = split(start_of(task, batch))
     loss = jax.jit(task.loss)
     for calls, expected in ((4, 3.3), (5, 3.3), (8, 6.6)):  # 2, 2 and 4 of 4 updates
         state = {"schedule": {"step": jnp.int32(calls)}}
