@@ -132,6 +132,7 @@ def test_prepared_scenes_come_back_as_they_were_drawn(small_cache):
 
 def test_prepared_scenes_bear_sentences_and_segmentation(small_cache):
     import tensorflow_datasets as tfds
+
     from beit_jax.data.digit_scenes_builder import VERSION
     folder = small_cache / "digit_scenes" / "multi" / VERSION
     builder = tfds.builder_from_directory(str(folder))
