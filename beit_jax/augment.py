@@ -83,8 +83,8 @@ def mix(key, image, target, options: MixOptions):
     b, h, w, c = image.shape
     group = min(options.group_size, b)
     if b % group:
-        raise ValueError(f"data.global_batch_size={b} is no multiple of "
-                         f"augment.group_size={group}")
+        raise ValueError(f"a batch of {b} images (data.global_batch_size over "
+                         f"optim.accumulation_steps) is no multiple of augment.group_size={group}")
     # the group axis comes second: splitting a batch-sharded axis this way moves no data
     images = image.reshape(group, b // group, h, w, c).swapaxes(0, 1)
     targets = target.reshape(group, b // group, -1).swapaxes(0, 1)

@@ -14,7 +14,9 @@ from ml_collections import config_flags
 
 log = logging.getLogger("beit_jax")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "config file, FILE[:VARIANT]")
+# open to new keys, so that a recipe need not list every option; the readers refuse unknown ones
+CONFIG = config_flags.DEFINE_config_file("config", None, "config file, FILE[:VARIANT]",
+                                         lock_config=False, accept_new_attributes=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and figures")
 EVALUATE = flags.DEFINE_bool("evaluate", False, "measure the newest checkpoint and stop")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -120,6 +122,7 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
                            evaluate_only=evaluate_only)
         log.info("%s: %s", workdir, _line(results))
     else:
+        _check_keys(config, order)
         configs = {name: resolve_stage(config, name, order[:i], workdir)
                    for i, name in enumerate(order)}
         _check_stages(configs)
@@ -138,6 +141,14 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
 
             figures.collect(workdir)
     return results
+
+
+def _check_keys(config, order: list[str]) -> None:
+    """Refuses what a recipe with stages would not read: only the stages are configs of runs."""
+    for key in config:
+        if key not in ("stages", "report"):
+            raise ValueError(f"config.{key} has no effect in a recipe with stages: set it in a "
+                             f"stage, for example config.stages.{order[0]}.{key}")
 
 
 def _check_stages(configs) -> None:

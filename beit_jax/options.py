@@ -17,7 +17,8 @@ def build(cls, section: Mapping[str, Any] | None, where: str, **extra):
       where: name of the section in messages, "config.data".
       **extra: fields that do not come from the config; they win over the section.
     Returns: an instance of `cls`.
-    Raises: ValueError: an unknown key, a missing one, or a value that `cls` itself refuses.
+    Raises: ValueError: an unknown key, a missing one, one that `extra` overrules, or a value that
+      `cls` itself refuses.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if _LINEN_FIELDS <= fields.keys():
@@ -26,6 +27,10 @@ def build(cls, section: Mapping[str, Any] | None, where: str, **extra):
     for key in values:
         if key not in fields:
             raise ValueError(unknown_key(key, fields, where))
+    for key in values.keys() & extra.keys():
+        if values[key] != extra[key]:
+            raise ValueError(f"{where}.{key}={values[key]!r} has no effect here: it is always "
+                             f"{extra[key]}; remove it")
     values.update(extra)
     required = [
         name for name, f in fields.items()

@@ -106,6 +106,11 @@ def base() -> ConfigDict:
     ))
 
 
+def staged() -> ConfigDict:
+    """A new recipe of stages, each a whole config; nothing else can be set in it."""
+    return ConfigDict(dict(stages=dict(), report=dict()))
+
+
 def choose(variant: str, names: tuple[str, ...]) -> tuple[str, bool]:
     """Splits what stands after ":" on the command line.
 
@@ -130,9 +135,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
     Checkpoints of earlier stages (stage:NAME) stay; one that would have to be downloaded or trained
     before becomes random weights, or none where training starts from it.
     """
-    for stage in config.stages.values():
+    for stage in config.get("stages", {}).values():
         shrink(stage)
-    if not config.task:
+    if "task" not in config:
         return config
     config.update(total_steps=2, total_epochs=0.0)
     config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,

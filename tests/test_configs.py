@@ -200,7 +200,7 @@ def test_ablation_changes_what_it_says_and_nothing_else(name):
     changed = {
         "full": set(),
         "no_blockwise": {"mask.kind"},
-        "no_tokens": {"target.kind", "target.checkpoint", "data.target_px", "model.vocab_size"},
+        "no_tokens": {"target.kind", "target.checkpoint", "data.target_px"},
         "recover_all": {"loss.positions"},
         "recover_all_no_mask": {"loss.positions", "mask.kind", "mask.num_masked",
                                 "mask.min_block"},

@@ -19,7 +19,7 @@ def truncated_normal(stddev: float):
     """N(0, stddev) cut at one standard deviation: what comes out has std 0.539 * stddev.
 
     Source: microsoft/unilm beit/modeling_pretrain.py; jax's own initialiser of that name cuts at
-      two standard deviations and rescales.
+      two standard deviations unless told otherwise.
     """
     return nn.initializers.truncated_normal(stddev, lower=-1.0, upper=1.0)
 
@@ -110,18 +110,21 @@ class Linear(nn.Module):
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of the factors
+    output_dtype: Any = None  # of sums, bias and result; None: as dtype
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return matmul(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        out = matmul(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+        return out + bias.astype(out.dtype)
 
 
-def matmul(x, kernel):
-    """x [..., d] @ kernel [d, f] in the dtype of x, over folded leading axes -> [..., f]."""
-    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+def matmul(x, kernel, output_dtype=None):
+    """x [..., d] @ kernel [d, f] over folded leading axes -> [..., f]; the kernel in x's dtype."""
+    out = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype),
+                     preferred_element_type=output_dtype or x.dtype)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -137,7 +140,7 @@ def drop_path(x, rate, key):
     keep = 1.0 - rate
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     factor = jax.random.bernoulli(key, keep, shape) / keep
-    return x * factor.astype(x.dtype)
+    return (x * factor).astype(x.dtype)  # float32: 1 / keep would be rounded in bfloat16
 
 
 def attend(query, key, value, bias=None, *, backend: str = "xla"):

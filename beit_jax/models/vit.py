@@ -312,8 +312,10 @@ class BeitForMim(VisionTransformer):
         self.mask_token = self.param("mask_token", weight_init(self.initializer),
                                      (1, 1, self.width))
         self.norm = layers.LayerNorm(self.epsilon)
-        self.lm_head = layers.Linear(self.vocab_size, kernel_init=weight_init(self.initializer),
-                                dtype=self.dtype)
+        # float32 logits: among thousands of codes bfloat16 would make ties
+        self.lm_head = layers.Linear(
+            self.vocab_size, kernel_init=weight_init(self.initializer), dtype=self.dtype,
+            output_dtype=jnp.float32)
 
     def features(self, image, is_masked):
         """Normalised tokens [b, n + 1, d], class token first."""
@@ -324,7 +326,7 @@ class BeitForMim(VisionTransformer):
         if positions is not None:
             # a one-hot product: its backward pass is a product too, not a scatter
             x = jax.nn.one_hot(positions, x.shape[1], dtype=x.dtype) @ x  # [b, m, d]
-        return self.lm_head(self.norm(x)).astype(jnp.float32)
+        return self.lm_head(self.norm(x))
 
 
 class BeitForClassification(VisionTransformer):

@@ -52,7 +52,8 @@ def make(config) -> contract.Task:
         raise ValueError("mask.kind=none leaves nothing to predict: set loss.positions=all")
     kind, tokenizer = config.target.get("kind", "dvae"), None
     if kind == "dvae":
-        target = {k: v for k, v in config.target.items() if k not in ("kind", "checkpoint")}
+        of_loading = ("kind", "checkpoint", "adapt", "use_ema")
+        target = {k: v for k, v in config.target.items() if k not in of_loading}
         tokenizer = options.build(DvaeTokenizer, target, "config.target")
         num_outputs = tokenizer.vocab_size
     elif kind in TARGETS:

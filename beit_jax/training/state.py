@@ -127,7 +127,8 @@ def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mes
             continue
         others = {key: value for key, value in abstract.items() if key != "params"}
         target = checkpoint.flatten(abstract["params"]) | checkpoint.flatten(others)
-        loaded = checkpoint.load_variables(path, collections=bool(others))
+        loaded = checkpoint.load_variables(path, use_ema=section.get("use_ema", True),
+                                           collections=bool(others))
         # whole parts that this network has not (a decoder, a head) stay behind
         parts = {path.split("/")[0] for path in target}
         spare = sorted({path.split("/")[0] for path in loaded} - parts)

@@ -28,9 +28,9 @@ NAMES = ("full", "no_blockwise", "no_tokens", "no_tokens_no_blockwise", "recover
 
 def get_config(variant: str = ""):
     name, smoke = common.choose(variant, NAMES)
-    config = common.base()
+    config = common.staged()
     if name == "own_tokenizer":
-        config.stages = dict(tokenizer=imagenet_256.get_config())
+        config.stages.update(tokenizer=imagenet_256.get_config())
     config.stages.update(pretrain=pretrain(name), finetune=finetune(name))
     return common.shrink(config) if smoke else config
 
@@ -50,8 +50,7 @@ def pretrain(name: str):
     config.data.update(
         name="imagenet2012", global_batch_size=2048, image_px=224, target_px=112,
         color_jitter=0.4, **common.IMAGENET_MEAN_STD)
-    config.model = dict(**backbone(name), vocab_size=8192,
-                        use_shared_rel_pos=name == "layer_scale_rel_pos")
+    config.model = dict(**backbone(name), use_shared_rel_pos=name == "layer_scale_rel_pos")
     config.mask = dict(kind="block", num_masked=75, min_block=16)
     config.target = dict(kind="dvae", checkpoint="")
     config.loss = dict(positions="masked")
@@ -64,7 +63,6 @@ def pretrain(name: str):
     if name.startswith("no_tokens"):
         config.target = dict(kind="pixels")
         config.data.target_px = 0
-        del config.model["vocab_size"]  # the head gives the pixels of a patch instead
     if name.startswith("recover_all"):
         config.loss.positions = "all"
     if name == "own_tokenizer":

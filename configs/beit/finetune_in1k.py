@@ -42,7 +42,7 @@ def get_config(variant: str = ""):
     config.loss = dict(label_smoothing=0.1)
     config.augment = dict(
         random_erasing=0.25, mixup=0.8, cutmix=1.0, switch_probability=0.5,
-        group_size=128,  # images per GPU in the README's command for base: one draw for each
+        group_size={"base": 128, "large": 64}[size],  # images per GPU in the published commands
     )
     config.optim.update(
         learning_rate=LEARNING_RATE[size], min_learning_rate=1e-6,

@@ -55,7 +55,7 @@ def get_config(variant: str = ""):
     if px:  # Sec. 3.1: ten more epochs at 384 px
         config.total_epochs = 10.0
         config.optim.update(learning_rate=2e-5, warmup_epochs=0.0)  # not stated
-        config.init.update(common.FROM_CLASSIFIER)
+        config.init.update(dict(allow_unused=()) | common.FROM_CLASSIFIER)
     config.eval.every_epochs = 1.0
     config.checkpoint.keep_best = "top1"
     return common.shrink(config) if smoke else config

@@ -30,7 +30,8 @@ def get_config(variant: str = ""):
         image_px=224,
         crop_scale=(0.08, 1.0),
         interpolation="bilinear",
-        **common.IMAGENET_MEAN_STD,
+        # the script's default is that of the released weights; ours are pre-trained with ImageNet's
+        **(common.HALF_MEAN_STD if code else common.IMAGENET_MEAN_STD),
     )
     config.model = dict(
         image_px=224, patch_size=16, **common.VIT[size],

@@ -37,7 +37,6 @@ def get_config(variant: str = ""):
         layer_scale_init=0.0 if plain else LAYER_SCALE_INIT[size],
         use_abs_pos=plain, use_shared_rel_pos=not plain,
         drop_path_rate=0.1,  # Table 12
-        vocab_size=8192,  # Sec. 2.1
     )
     config.mask = dict(kind="block", num_masked=75, min_block=16)  # Sec. 2.3: at most 75 of 196
     config.target = dict(kind="dvae", checkpoint="")  # DALL-E's encoder: see docs/beit.md

@@ -32,7 +32,6 @@ def get_config(variant: str = ""):
         layer_scale_init=LAYER_SCALE_INIT[size],
         use_shared_rel_pos=True,
         drop_path_rate=0.1,  # README
-        vocab_size=8192,
     )
     config.mask = dict(kind="block", num_masked=75, min_block=16)  # README
     config.target = dict(kind="dvae", checkpoint="")  # DALL-E's encoder: see docs/beit.md

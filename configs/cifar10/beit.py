@@ -19,7 +19,7 @@ BACKBONE = dict(image_px=32, patch_size=4, width=128, depth=4, num_heads=4, laye
 
 
 def get_config(path: str = ""):
-    config = common.base()
+    config = common.staged()
     config.stages = dict(
         tokenizer=tokenizer(path),
         pretrain=pretrain(path),

@@ -22,7 +22,7 @@ BACKBONE = dict(image_px=32, patch_size=8, width=128, depth=4, num_heads=4, laye
 
 def get_config(variant: str = ""):
     name, smoke = common.choose(variant, ("plain", "varied"))
-    config = common.base()
+    config = common.staged()
     config.stages = dict(tokenizer=tokenizer(name), pretrain=pretrain(name))
     rows = {"fine-tuned from pre-training": {}, "trained from scratch": {},
             "linear probe, pre-trained features": {}, "linear probe, untrained features": {}}

@@ -184,3 +184,4 @@ def test_top_k_hits_match_a_sort():
     for k in (1, 5):
         expected = [int(label[i]) in order[i, :k] for i in range(50)]
         np.testing.assert_array_equal(metrics.is_correct(logits, label, k), expected)
+    assert not metrics.is_correct(jnp.full((2, 10), jnp.nan), jnp.array([0, 3])).any()
