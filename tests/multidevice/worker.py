@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec as P
 
 from beit_jax import tasks
 from beit_jax.training import loop, sharding, state
@@ -38,6 +37,15 @@ def losses(workdir):
             for name, value in line.items() if name.split("/")[0] in ("train", "eval")}
 
 
+def spec_of(array):
+    """The spec of an array as lists: [None, "fsdp", ["data", "tensor"]]; [] where it has none."""
+    axes = [list(axis) if isinstance(axis, tuple) else axis
+            for axis in getattr(array.sharding, "spec", ())]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return axes
+
+
 def specs():
     """Where the leaves of parameters, moments and averages lie on the mesh 2 x 2 x 2."""
     config = recipe()
@@ -50,7 +58,7 @@ def specs():
                                with_ema=True)
         made = make()
     leaves = jax.tree_util.tree_leaves_with_path(made)
-    return {sharding.path_of(path): [str(leaf.sharding.spec), list(leaf.shape)]
+    return {sharding.path_of(path): spec_of(leaf)
             for path, leaf in leaves}
 
 
@@ -62,21 +70,21 @@ def constraints():
     def block(x):
         return nn.with_logical_constraint(x * 2, ("batch", "length", "mlp"))
     with sharding.use(mesh):
-        inside = jax.jit(block)(x).sharding
-    outside = jax.jit(block)(x).sharding
-    return [str(getattr(inside, "spec", None)), str(getattr(outside, "spec", None))]
+        inside = jax.jit(block)(x)
+    outside = jax.jit(block)(x)
+    return [spec_of(inside), spec_of(outside)]
 
 
 def batches():
     """Rows of a batch over data and fsdp, whole over tensor."""
     mesh = sharding.make_mesh(sharding.MeshOptions(2, 2, 2))
     batch = sharding.global_batch({"image": np.zeros((8, 2, 2, 3), np.uint8)}, mesh)["image"]
-    return [str(batch.sharding.spec), sorted({s.data.shape[0] for s in batch.addressable_shards})]
+    return [spec_of(batch), sorted({s.data.shape[0] for s in batch.addressable_shards})]
 
 
 def main(workdir):
     found = {"devices": jax.device_count(), "specs": specs(), "constraints": constraints(),
-             "batch": batches(), "batch_spec": str(P(("data", "fsdp")))}
+             "batch": batches()}
     for name, mesh in MESHES.items():
         loop.run(recipe(**mesh), f"{workdir}/{name}")
         found[name] = losses(f"{workdir}/{name}")
