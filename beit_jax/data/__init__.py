@@ -7,6 +7,7 @@ import os
 
 # Before anybody loads TensorFlow, TFDS included: its greetings are not ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so on every start, and helps no image op
 
 from beit_jax.data import digit_scenes_source, folder, synthetic, tfds_source  # noqa: E402
 

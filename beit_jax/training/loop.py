@@ -177,20 +177,21 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
                     late = max(pending)
                     settle(late, pending[late][0])
                 pending[number] = metrics, watch.read(number - job.start)
-            stop, measured = asked_to_stop(number), {}
+            measured = {}
             if number == job.total or (eval_every and number % eval_every == 0):
                 with watch.paused():
                     settle(number, metrics)
                     measured = result = job.measure(current)
                     writer.write(number, result)
                     writer.pictures(number, job.draw(current))
+            stop = asked_to_stop(number)
             due = opts.checkpoint.every_steps and number % opts.checkpoint.every_steps == 0
             if due or stop or number == job.total or (measured and opts.checkpoint.keep_best):
                 with watch.paused():
                     settle(number, metrics)
                     scores = {key.split("/", 2)[2]: value for key, value in measured.items()}
                     job.checkpoints.save(number, current, scores)
-            if stop and number < job.total:
+            if stop:
                 raise Stopped(f"{job.name} stopped by SIGTERM at step {number} of {job.total}, "
                               "saved there: the same command goes on")
     if result is None:  # killed after the last step, before its result was written

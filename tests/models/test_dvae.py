@@ -210,10 +210,9 @@ def test_in_bfloat16_parameters_and_outputs_stay_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     assert jax.eval_shape(model.apply, shapes, image).dtype == jnp.float32
     variables = random_like(shapes)
-    logits, exact = (
-        jax.jit(functools.partial(model.clone(dtype=dtype).apply, method="encode"))(variables, image)
-        for dtype in (jnp.bfloat16, jnp.float32)
-    )
+    encode = functools.partial(model.apply, method="encode")
+    exact = functools.partial(model.clone(dtype=jnp.float32).apply, method="encode")
+    logits, exact = jax.jit(encode)(variables, image), jax.jit(exact)(variables, image)
     assert logits.dtype == jnp.float32
     assert 0 < float(jnp.max(jnp.abs(logits - exact))) < 2e-2 * float(jnp.max(jnp.abs(exact)))
 
