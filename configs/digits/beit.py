@@ -17,7 +17,7 @@ LEARNING_RATES = (2e-3, 7e-4)
 CODES = 128
 # 16 px views, a code for each 4 px of them: a 4 x 4 grid, as the patches of 8 px
 TOKENIZER = dict(vocab_size=CODES, n_hid=16, n_init=16, num_groups=3, blocks_per_group=1)
-BACKBONE = dict(image_px=32, patch_size=8, width=128, depth=4, num_heads=4, layer_scale_init=0.1)
+BACKBONE = dict(image_px=32, patch_size=8, width=96, depth=4, num_heads=3, layer_scale_init=0.1)
 
 
 def get_config(variant: str = ""):
@@ -72,13 +72,13 @@ def tokenizer(name: str):
 def pretrain(name: str):
     config = scenes(name)
     config.task = "beit_pretrain"
-    config.total_steps = 5000
+    config.total_steps = 3500
     config.data.update(target_px=16, global_batch_size=64)
     config.model = dict(**BACKBONE, use_shared_rel_pos=True)
     config.mask = dict(kind="block", num_masked=6, min_block=2)  # 40 % of 16
     config.target = dict(kind="dvae", checkpoint="stage:tokenizer", **TOKENIZER)
     config.loss = dict(positions="masked")
-    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-5, warmup_steps=250,
+    config.optim.update(learning_rate=2e-3, min_learning_rate=1e-5, warmup_steps=200,
                         weight_decay=0.05, clip_norm=3.0)
     config.log.every_steps = 200
     return config
