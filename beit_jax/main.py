@@ -201,6 +201,7 @@ def main(argv: list[str]) -> int:
         if CONFIG.value is None or WORKDIR.value is None:
             raise ValueError("--config and --workdir are needed: python -m beit_jax.main "
                              "--config configs/digits/beit.py --workdir runs/digits")
+        CONFIG.value.keys()  # an unreadable file is reported on first use only
     except (flags.Error, ValueError, LookupError, AttributeError, TypeError, OSError,
             ImportError, SyntaxError, NotImplementedError) as error:
         return _fail(error, 2)

@@ -54,7 +54,7 @@ def test_shares_of_the_image_are_the_shares_of_the_target(options):
             np.testing.assert_allclose(mixed[own].mean(), expected, atol=1e-4)
             assert mixed_target[own].sum() == pytest.approx(1.0, abs=1e-6)
         shares.add(float(mixed_target[group[0], group[0]]))
-    assert len(shares) == 3  # one draw for each group
+    assert len(shares) > 1  # a draw for each group; on 8 px two may meet
 
 
 def test_cutmix_pastes_a_rectangle():

@@ -19,10 +19,10 @@ NUM_TRAIN, NUM_EVAL, NUM_CLASSES = 64, 21, 4
 def get_config(variant: str = "", **overrides) -> ConfigDict:
     """A whole config; overrides are section__key=value or top-level keys; ":stages" has three."""
     if variant == "stages":
-        config = get_config(report=dict(
+        config = ConfigDict(dict(report=dict(
             metric="eval/validation/top1", scale=100.0, unit="%", title="Toy",
             rows={"scratch": {"one": ("zeta",)}, "tuned": {"both": ("alpha", "beta"),
-                                                           "last": ("beta",)}}))
+                                                           "last": ("beta",)}})))
         config.stages = dict(zeta=get_config(eval__pictures=4),
                              alpha=get_config(init__checkpoint="stage:zeta", seed=1),
                              beta=get_config(init__checkpoint="stage:zeta", seed=2))
