@@ -7,15 +7,16 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 WORKDIR ?= runs/demo
-# Test processes beside each other; 0 = one process. Two cores gain little: jax has threads too.
-WORKERS ?= 0
+# Test processes beside each other; 0 = one process. Most of the time goes into compiling, which
+# uses one core.
+WORKERS ?= 2
 TEST_ARGS ?=
 
 .PHONY: demo test lint parity clean help
 
 help:
 	@echo "make demo    set up .venv, train on built-in data, write figures/"
-	@echo "make test    set up .venv, run every test (TEST_ARGS='-k masking', WORKERS=2)"
+	@echo "make test    set up .venv, run every test (TEST_ARGS='-k masking', WORKERS=0)"
 	@echo "make lint    ruff"
 	@echo "make parity  add the packages that the parity tests compare with"
 	@echo "make clean   remove .venv and caches; runs/ and figures/ stay"
