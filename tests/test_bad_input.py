@@ -27,7 +27,7 @@ def last_line(result, code=1):
 
 
 @pytest.mark.parametrize("overrides, code, message", [
-    (["--config.data.crop_scael=0.5"], 2, "crop_scael"),
+    (["--config.data.crop_scael=0.5"], 1, "crop_scael"),
     (["--config.optim.learning_rate=fast"], 2, "fast"),
     (["--config.data.global_batch_size=0"], 1, "global_batch_size=0"),
     (["--config.model.patch_size=7"], 1, "patch"),

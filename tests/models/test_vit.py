@@ -125,9 +125,9 @@ def test_result_and_gradient_do_not_depend_on(mim, change):
     value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, grads = value_and_grad(params, model)
     other_value, other_grads = value_and_grad(params, model.clone(**change))
-    assert value == pytest.approx(other_value, rel=1e-5)
+    assert float(value) == pytest.approx(float(other_value), rel=1e-5)
     bound = 1e-5 * max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(grads))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, atol=float(bound)),
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=float(bound)),
                  grads, other_grads)
 
 
