@@ -127,8 +127,8 @@ def test_result_and_gradient_do_not_depend_on(mim, change):
     other_value, other_grads = value_and_grad(params, model.clone(**change))
     assert float(value) == pytest.approx(float(other_value), rel=1e-5)
     bound = 1e-5 * max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(grads))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=float(bound)),
-                 grads, other_grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        np.asarray(a), np.asarray(b), rtol=0, atol=float(bound)), grads, other_grads)
 
 
 def test_padding_tokens_are_never_attended_to_without_a_bias():
