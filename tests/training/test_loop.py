@@ -95,11 +95,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(unbroken, toy, tmp_path):
     assert_same_run(workdir, unbroken)
 
 
-def test_sigterm_in_the_last_step_is_a_finished_run(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "stop_signal", lambda: _always(5))
-    with pytest.raises(Stopped, match="at step 5 of 6"):
-        loop.run(toy.get_config(), tmp_path)
-    monkeypatch.setattr(loop, "stop_signal", lambda: _always(6))
+def test_sigterm_stops_in_every_step_and_the_same_command_finishes(toy, tmp_path, monkeypatch):
+    """In the last step too: a recipe of stages must not begin the next one."""
+    for step in (5, 6):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "stop_signal", lambda step=step: _always(step))
+            with pytest.raises(Stopped, match=f"at step {step} of 6"):
+                loop.run(toy.get_config(), tmp_path)
     assert "eval/validation/top1" in loop.run(toy.get_config(), tmp_path)
 
 
