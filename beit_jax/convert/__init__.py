@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from beit_jax.checkpoint import flatten, unflatten
 from beit_jax.convert import engine, tables
+
+__all__ = ["FORMATS", "flatten", "get_format", "to_ours", "to_reference", "unflatten"]
 
 _TIMM_REFUSED = (
     (r"(mask_token|lm_head/.*)", "timm's beit has no masked-image-modelling part; drop it first"),
@@ -45,26 +48,3 @@ def get_format(fmt: str) -> engine.Format:
     if fmt not in FORMATS:
         raise ValueError(f"format {fmt!r} is unknown; known: {', '.join(FORMATS)}")
     return FORMATS[fmt]
-
-
-def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
-    """{"a/b/c": array} -> {"a": {"b": {"c": array}}}."""
-    nested: dict = {}
-    for name, value in flat.items():
-        *path, leaf = name.split("/")
-        node = nested
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return nested
-
-
-def flatten(nested: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
-    """Undoes `unflatten`."""
-    flat = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from beit_jax.training.sharding import path_of
+
 SCHEDULES = ("cosine", "cosine_by_epoch", "constant")
 DECAY_RULES = ("matrices", "kernels", "all")
 _UNDECAYED = ("bias", "pos_embed", "cls_token")
@@ -107,11 +109,6 @@ def learning_rate_schedule(options: OptimOptions, total_steps: int, steps_per_ep
     if options.schedule == "cosine":
         return smooth
     return lambda step: smooth(step // steps_per_epoch * steps_per_epoch)
-
-
-def path_of(path) -> str:
-    """A tree path as "blocks/attn/qkv/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def decay_mask(params, options: OptimOptions):

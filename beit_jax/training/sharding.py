@@ -23,7 +23,7 @@ PARAM_RULES = (
     (r"(lm_head|head)/kernel$", ("fsdp", "tensor")),   # [d, v]
     (r"patch_embed/proj/kernel$", ("fsdp",)),          # [p, p, 3, d]
     (r"(pos_embed|rel_pos_bias/.*)$", ()),
-    (r"blocks/.*/w$", ("fsdp",)),                      # dVAE convolutions [k, k, c_in, c_out]
+    (r"blocks/.*/w$", ("fsdp",)),                      # convolutions [k, k, c_in, c_out]
     (r".*", ()),
 )
 
