@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax import augment, losses, masking, options
-from beit_jax.models.vit import BeitForMim
+from beit_jax.models.beit import BeitForMim
 from beit_jax.targets import pixels
 from beit_jax.targets.dvae import DvaeTokenizer
 from beit_jax.tasks import task as contract

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax import augment, losses, metrics, options
-from beit_jax.models.vit import BeitForClassification
+from beit_jax.models.beit import BeitForClassification
 from beit_jax.tasks import task as contract
 
 

@@ -8,7 +8,8 @@ import pytest
 from vit_models import image_of, model_of, weights_of
 
 from beit_jax import convert, losses, masking, metrics
-from beit_jax.models.vit import BeitForMim, VisionTransformer
+from beit_jax.models.beit import BeitForMim
+from beit_jax.models.vit import VisionTransformer
 
 MIM = golden_files.load("mim")
 FINETUNE = golden_files.load("finetune")

@@ -8,7 +8,7 @@ import pytest
 from vit_models import model_of
 
 from beit_jax import convert
-from beit_jax.models.vit import BeitForClassification, BeitForMim
+from beit_jax.models.beit import BeitForClassification, BeitForMim
 
 FILES = golden_files.load("init_stats")
 

@@ -9,7 +9,7 @@ import pytest
 from vit_models import image_of, model_of, weights_of
 
 from beit_jax import convert, losses, masking
-from beit_jax.models.vit import BeitForMim
+from beit_jax.models.beit import BeitForMim
 from beit_jax.training import optim
 
 FILES = golden_files.load("train_trace")

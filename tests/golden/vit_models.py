@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax import convert
-from beit_jax.models.vit import BeitForClassification, BeitForMim
+from beit_jax.models.beit import BeitForClassification, BeitForMim
 
 
 def model_of(config: dict, cls=None):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from beit_jax.models import layers, position
-from beit_jax.models.vit import BeitForClassification, BeitForMim, VisionTransformer
+from beit_jax.models.beit import BeitForClassification, BeitForMim
+from beit_jax.models.vit import VisionTransformer
 
 TINY = dict(patch_size=16, width=192, depth=12, num_heads=3)
 SMALL = dict(patch_size=16, width=384, depth=12, num_heads=6)
