@@ -10,7 +10,13 @@ from beit_jax.convert import engine, tables
 __all__ = ["FORMATS", "flatten", "get_format", "to_ours", "to_reference", "unflatten"]
 
 _TIMM_REFUSED = (
-    (r"(mask_token|lm_head/.*)", "timm's beit has no masked-image-modelling part; drop it first"),
+    (
+        r"(mask_token|lm_head/.*|cls_pt_.*)",
+        "timm's beit has no masked-image-modelling part; drop it first",
+    ),
+)
+_HUGGINGFACE_REFUSED = (
+    (r"cls_pt_.*", "transformers' BEiT has no head for patch aggregation; drop it first"),
 )
 
 FORMATS = {
@@ -18,8 +24,19 @@ FORMATS = {
     "timm": engine.Format(
         tables.VIT, tables.VIT_IGNORED, expand_shared_table=True, refused=_TIMM_REFUSED
     ),
-    "huggingface": engine.Format(tables.HUGGINGFACE, tables.VIT_IGNORED),
+    "huggingface": engine.Format(
+        tables.HUGGINGFACE, tables.VIT_IGNORED, refused=_HUGGINGFACE_REFUSED
+    ),
     "dalle": engine.Format(tables.DALLE),
+    "vqkd": engine.Format(
+        tables.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state
+    ),
+    "dino": engine.Format(
+        tables.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?"
+    ),
+    "clip": engine.Format(
+        tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower"
+    ),
 }
 
 

@@ -64,12 +64,15 @@ def export(arguments) -> None:
     """A run's workdir, or a file of ours -> another framework's file."""
     if len(arguments.input) > 1:
         raise ValueError("--reverse reads one --input: a workdir or a file of ours")
-    ours = _drop(checkpoint.load_variables(arguments.input[0]), arguments.drop)
+    is_vqkd = arguments.source == "vqkd"  # its codebook is no parameter
+    ours = checkpoint.load_variables(arguments.input[0], collections=is_vqkd)
+    ours = _drop(ours, arguments.drop)
     reference, report = engine.export_arrays(ours, convert.get_format(arguments.source))
     if arguments.source == "dalle":
         _write_parts(arguments.output, reference)
     else:
-        files.write(arguments.output, reference, "model" if arguments.source == "microsoft" else "")
+        nest = "model" if arguments.source in ("microsoft", "vqkd") else ""
+        files.write(arguments.output, reference, nest)
     if arguments.source == "huggingface":
         path = os.path.join(os.path.dirname(arguments.output), "config.json")
         config = huggingface.config_of(ours, arguments.num_heads)

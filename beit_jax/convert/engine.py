@@ -6,7 +6,7 @@ gradients convert like the weights they belong to.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,6 +16,8 @@ TRANSFORMS = {
     "transpose": (lambda a: a.T, lambda a: a.T),  # torch Linear [out, in], ours [in, out]
     # torch convolution [out, in, kh, kw], ours [kh, kw, in, out]
     "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
+    "token": (lambda a: a[None, None], lambda a: a[0, 0]),  # [d], ours [1, 1, d]
+    "table": (lambda a: a[None], lambda a: a[0]),  # [n, d], ours [1, n, d]
 }
 _JOIN = re.compile(r"join(\d)of(\d)")  # one of n Linears whose outputs stand side by side in ours
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -32,12 +34,19 @@ class Format:
         table that all blocks share, because the other side knows no shared one.
       refused: rows (regular expression over our paths, reason): leaves that the other side cannot
         hold, so that export must stop.
+      prefix: regular expression of what may stand before every name of the reference.
+      outside: why names without the prefix are left out where others bear it; "": they are not.
+      dead_state: (our flat leaves) -> arrays that export adds under the reference's names, because
+        the other side wants them.
     """
 
     names: tuple[tuple[str, ...], ...]
     ignored: tuple[tuple[str, str], ...] = ()
     expand_shared_table: bool = False
     refused: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
+    outside: str = ""
+    dead_state: Callable[[Mapping[str, np.ndarray]], dict] = lambda ours: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,31 +78,48 @@ def import_arrays(
 
     Raises: ValueError: a name that no row and no ignored entry knows, a missing block or part.
     """
-    rows = [(_pattern(row[0]), row[1], row[2]) for row in fmt.names]
+    rows = [(_pattern(row[0]), *row[:3]) for row in fmt.names]
     # our name -> block number or None -> part number -> array
     found: dict[str, dict] = {}
     parts_wanted: dict[str, int] = {}
+    depths: dict[str, dict[str, int]] = {}  # of every stack: our names, and their blocks
     used, ignored, unknown = [], [], []
+    some_have_prefix = any(_bare(name, fmt) != name for name in reference)
     for name, value in reference.items():
-        for pattern, ours, transform in rows:
-            match = pattern.fullmatch(name)
+        bare = _bare(name, fmt)
+        if fmt.outside and some_have_prefix and bare == name:
+            ignored.append((name, fmt.outside))
+            continue
+        for pattern, theirs, ours, transform in rows:
+            match = pattern.fullmatch(bare)
             if match:
                 fields = match.groupdict()
                 block = int(fields["i"]) if "i" in fields else None
                 target = _fill(ours, fields)
                 array, part, parts = _to_ours(np.asarray(value), transform)
                 parts_wanted[target] = parts
-                found.setdefault(target, {}).setdefault(block, {})[part] = array
+                by_part = found.setdefault(target, {}).setdefault(block, {})
+                if part in by_part:
+                    raise ValueError(f"{name} is one of two arrays for the same place, {target}")
+                by_part[part] = array
+                if block is not None:
+                    depths.setdefault(theirs.split("{i}")[0], {})[target] = len(found[target])
                 used.append(name)
                 break
         else:
-            reason = _reason(name, fmt.ignored)
+            reason = _reason(bare, fmt.ignored)
             (ignored if reason else unknown).append((name, reason) if reason else name)
     if unknown:
         raise ValueError(f"no row of the name table knows {_list(unknown)}: is it another format?")
     ours = {name: _stack(name, blocks, parts_wanted[name]) for name, blocks in found.items()}
-    _check_depth({name: len(blocks) for name, blocks in found.items() if None not in blocks})
+    for stack in depths.values():
+        _check_depth(stack)
     return ours, Report(tuple(used), tuple(ignored), tuple(ours))
+
+
+def _bare(name: str, fmt: Format) -> str:
+    """A reference name without what the format allows in front of it."""
+    return re.sub(f"^(?:{fmt.prefix})", "", name)
 
 
 def export_arrays(
@@ -129,11 +155,14 @@ def export_arrays(
             unknown.append(name)
     if unknown:
         raise ValueError(f"no row of the name table knows our {_list(unknown)}")
+    reference |= fmt.dead_state(ours)
     return reference, Report(tuple(ours), (), tuple(reference))
 
 
 def _to_ours(array: np.ndarray, transform: str) -> tuple[np.ndarray, int, int]:
     """(array in our layout, which part it is, how many parts there are)."""
+    if array.dtype == np.float16:  # weights are float32 here; float16 fits into it exactly
+        array = array.astype(np.float32)
     join = _JOIN.fullmatch(transform)
     if join:
         return array.T, int(join[1]), int(join[2])
@@ -165,7 +194,7 @@ def _stack(name: str, blocks: dict, parts: int) -> np.ndarray:
 
 
 def _check_depth(depths: Mapping[str, int]) -> None:
-    """Every stacked leaf must come from equally many blocks."""
+    """Every leaf of one stack must come from equally many blocks."""
     if len(set(depths.values())) > 1:
         deepest = max(depths.values())
         short = [f"{name} ({depth})" for name, depth in depths.items() if depth < deepest]

@@ -12,7 +12,7 @@ from beit_jax.convert import pickled
 
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin")
 # where training programs keep the state dict in a larger one; the first that is there counts
-_NESTS = ("model", "module", "state_dict")
+_NESTS = ("model", "module", "state_dict", "teacher")
 _STORAGES = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage",
     "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage",
@@ -23,8 +23,8 @@ _STORAGES = {
 def read(path: str) -> dict[str, np.ndarray]:
     """The named arrays of a file; what is not an array (epoch, optimizer, ...) is left out.
 
-    A torch file may be a state dict, one that holds it under "model", "module" or "state_dict", or
-    a pickled module.
+    A torch file may be a state dict, one that holds it under "model", "module", "state_dict" or
+    "teacher", a pickled module, or a TorchScript archive.
     Raises: FileNotFoundError. ValueError: unknown suffix, damaged file, no arrays in it.
     """
     suffix = _suffix(path)

@@ -2,8 +2,9 @@
 
 A pickle is a program: it may name any function of any module and call it. This reader knows the
 dozen names that tensors need, stands empty shells in for modules and their settings, and refuses
-everything else. Formats: torch.save's zip archives (since 1.6) and the older stream of pickles.
-Source: torch/serialization.py, torch/_utils.py.
+everything else. Formats: torch.save's zip archives (since 1.6), the older stream of pickles, and
+the attributes of TorchScript archives (their program is not looked at).
+Source: torch/serialization.py, torch/_utils.py, torch/jit/_pickle.py.
 """
 
 import collections
@@ -21,11 +22,13 @@ _DTYPES = {
 }  # fmt: skip
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Classes of which an empty shell is made: their attributes are kept, their code never runs.
-_SHELLS = re.compile(r"(dall_e|torch\.nn\.modules)(\.\w+)+|argparse\.Namespace")
+_SHELLS = re.compile(r"(dall_e|torch\.nn\.modules|__torch__)(\.\w+)+|argparse\.Namespace")
 
 
 class Shell:
     """Stands in for an object of a class that is not to be loaded."""
+
+    is_script = False  # whether the class is TorchScript's
 
     def __init__(self, *args):
         pass
@@ -57,14 +60,20 @@ def read(path: str) -> object:
 
 
 def state_dict(obj: object, prefix: str = "") -> dict[str, np.ndarray]:
-    """Parameters and buffers of a pickled module, under the names its state dict would have."""
-    found = {}
-    for part in ("_parameters", "_buffers"):
-        for name, value in getattr(obj, part, {}).items():
-            if isinstance(value, np.ndarray):
-                found[prefix + name] = value
-    for name, child in getattr(obj, "_modules", {}).items():
-        found |= state_dict(child, f"{prefix}{name}.")
+    """Parameters and buffers of a pickled module, under the names its state dict would have.
+
+    In a TorchScript archive tensors and submodules are attributes of their module, as any other.
+    """
+    found, children = {}, dict(getattr(obj, "_modules", {}))
+    tensors = dict(getattr(obj, "_parameters", {})) | getattr(obj, "_buffers", {})
+    if type(obj).is_script:
+        tensors = children = vars(obj)
+    for name, value in tensors.items():
+        if isinstance(value, np.ndarray):
+            found[prefix + name] = value
+    for name, child in children.items():
+        if isinstance(child, Shell):
+            found |= state_dict(child, f"{prefix}{name}.")
     return found
 
 
@@ -129,6 +138,10 @@ class _Unpickler(pickle.Unpickler):
             "torch.nn.parameter.Parameter": lambda data, *_: data,
             "torch.Size": lambda size: tuple(size),
             "torch.device": lambda *text: ":".join(map(str, text)),
+            # TorchScript's typed lists and dicts
+            **{f"torch.jit._pickle.build_{kind}list": lambda data: list(data)
+               for kind in ("int", "double", "bool", "tensor")},
+            "torch.jit._pickle.restore_type_tag": lambda data, _: data,
             "builtins.set": set,
             "__builtin__.set": set,
         }
@@ -137,7 +150,8 @@ class _Unpickler(pickle.Unpickler):
             # a fresh function each time: a pickle can set attributes on what it was given
             return value if isinstance(value, type) else (lambda *args: value(*args))
         if _SHELLS.fullmatch(full):
-            return self._shells.setdefault(full, type(name, (Shell,), {}))
+            is_script = module.startswith("__torch__")
+            return self._shells.setdefault(full, type(name, (Shell,), {"is_script": is_script}))
         raise ValueError(
             f"the file wants to load {full}, which is not needed for tensors and could run code: "
             "refused; save its state dict with torch first"

@@ -1,53 +1,71 @@
 """Name tables of other frameworks: (reference, ours, transform), one table for both directions.
 
-{i} is a block number: blocks stand stacked on a leading axis in our leaves; {g}, {b} and {j} are
-numbers that both sides bear. Several rows may name one leaf of ours: as parts of it (the "join"
-transforms), or as its name in different models: a fourth column then names a leaf of ours that
-must be there ("!": must not be there) for the row to be exported.
+{i} is a block number: blocks stand stacked on a leading axis in our leaves, every stack for itself;
+{g}, {b} and {j} are numbers that both sides bear. Several rows may name one leaf of ours: as parts
+of it (the "join" transforms), or as its name in different models: a fourth column then names a leaf
+of ours that must be there ("!": must not be there) for the row to be exported.
 
-Source: the state dicts of microsoft/unilm beit/, of Hugging Face's files (the names of transformers
-4, which version 5 still writes) and of openai/DALL-E.
+Source: the state dicts of microsoft/unilm beit/ and beit2/, of Hugging Face's files (the names of
+transformers 4, which version 5 still writes), of openai/DALL-E, facebookresearch/dino and
+openai/CLIP.
 """
 
-VIT = (
+import numpy as np
+
+_PLAIN_BLOCK = (
+    ("norm1.weight", "norm1/scale", "same"),
+    ("norm1.bias", "norm1/bias", "same"),
+    ("norm2.weight", "norm2/scale", "same"),
+    ("norm2.bias", "norm2/bias", "same"),
+    ("attn.qkv.weight", "attn/qkv/kernel", "transpose"),
+    ("attn.proj.weight", "attn/proj/kernel", "transpose"),
+    ("attn.proj.bias", "attn/proj/bias", "same"),
+    ("mlp.fc1.weight", "mlp/fc1/kernel", "transpose"),
+    ("mlp.fc1.bias", "mlp/fc1/bias", "same"),
+    ("mlp.fc2.weight", "mlp/fc2/kernel", "transpose"),
+    ("mlp.fc2.bias", "mlp/fc2/bias", "same"),
+)
+_BLOCK = _PLAIN_BLOCK + (
+    ("gamma_1", "gamma_1", "same"),
+    ("gamma_2", "gamma_2", "same"),
+    ("attn.q_bias", "attn/q_bias", "same"),
+    ("attn.v_bias", "attn/v_bias", "same"),
+    ("attn.relative_position_bias_table", "attn/relative_position_bias_table", "same"),
+)
+_TOKENS = (
     ("cls_token", "cls_token", "same"),
-    ("mask_token", "mask_token", "same"),
     ("pos_embed", "pos_embed", "same"),
     ("patch_embed.proj.weight", "patch_embed/proj/kernel", "conv"),
     ("patch_embed.proj.bias", "patch_embed/proj/bias", "same"),
-    (
-        "rel_pos_bias.relative_position_bias_table",
-        "rel_pos_bias/relative_position_bias_table",
-        "same",
-    ),
-    ("blocks.{i}.gamma_1", "blocks/gamma_1", "same"),
-    ("blocks.{i}.gamma_2", "blocks/gamma_2", "same"),
-    ("blocks.{i}.norm1.weight", "blocks/norm1/scale", "same"),
-    ("blocks.{i}.norm1.bias", "blocks/norm1/bias", "same"),
-    ("blocks.{i}.norm2.weight", "blocks/norm2/scale", "same"),
-    ("blocks.{i}.norm2.bias", "blocks/norm2/bias", "same"),
-    ("blocks.{i}.attn.qkv.weight", "blocks/attn/qkv/kernel", "transpose"),
-    ("blocks.{i}.attn.q_bias", "blocks/attn/q_bias", "same"),
-    ("blocks.{i}.attn.v_bias", "blocks/attn/v_bias", "same"),
-    (
-        "blocks.{i}.attn.relative_position_bias_table",
-        "blocks/attn/relative_position_bias_table",
-        "same",
-    ),
-    ("blocks.{i}.attn.proj.weight", "blocks/attn/proj/kernel", "transpose"),
-    ("blocks.{i}.attn.proj.bias", "blocks/attn/proj/bias", "same"),
-    ("blocks.{i}.mlp.fc1.weight", "blocks/mlp/fc1/kernel", "transpose"),
-    ("blocks.{i}.mlp.fc1.bias", "blocks/mlp/fc1/bias", "same"),
-    ("blocks.{i}.mlp.fc2.weight", "blocks/mlp/fc2/kernel", "transpose"),
-    ("blocks.{i}.mlp.fc2.bias", "blocks/mlp/fc2/bias", "same"),
-    ("norm.weight", "norm/scale", "same"),
-    ("norm.bias", "norm/bias", "same"),
-    ("lm_head.weight", "lm_head/kernel", "transpose"),
-    ("lm_head.bias", "lm_head/bias", "same"),
-    ("fc_norm.weight", "fc_norm/scale", "same"),
-    ("fc_norm.bias", "fc_norm/bias", "same"),
-    ("head.weight", "head/kernel", "transpose"),
-    ("head.bias", "head/bias", "same"),
+)
+_NORM = (("weight", "scale", "same"), ("bias", "bias", "same"))
+_LINEAR = (("weight", "kernel", "transpose"), ("bias", "bias", "same"))
+
+
+def _under(reference: str, ours: str, rows: tuple) -> tuple:
+    """The rows with something in front of both names."""
+    return tuple((reference + row[0], ours + row[1], row[2]) for row in rows)
+
+
+# BEiT and BEiT v2; the cls_pt_ parts are v2's head for patch aggregation
+VIT = (
+    _TOKENS
+    + (
+        ("mask_token", "mask_token", "same"),
+        (
+            "rel_pos_bias.relative_position_bias_table",
+            "rel_pos_bias/relative_position_bias_table",
+            "same",
+        ),
+    )
+    + _under("blocks.{i}.", "blocks/", _BLOCK)
+    + _under("cls_pt_layers.{i}.", "cls_pt_layers/", _BLOCK)
+    + _under("norm.", "norm/", _NORM)
+    + _under("cls_pt_norm.", "cls_pt_norm/", _NORM)
+    + _under("fc_norm.", "fc_norm/", _NORM)
+    + _under("lm_head.", "lm_head/", _LINEAR)
+    + _under("cls_pt_lm_head.", "cls_pt_lm_head/", _LINEAR)
+    + _under("head.", "head/", _LINEAR)
 )
 
 # (regular expression over the whole reference name, why nothing is lost by leaving it out)
@@ -118,3 +136,79 @@ def _dvae(part: str) -> tuple:
 
 # both networks in one dict: the names of encoder.pkl behind "encoder/", of decoder.pkl likewise
 DALLE = _dvae("encoder") + _dvae("decoder")
+
+_TASK_LAYER = (
+    ("0.weight", "fc1/kernel", "transpose"),
+    ("0.bias", "fc1/bias", "same"),
+    ("2.weight", "fc2/kernel", "transpose"),  # 1 is the tanh between
+    ("2.bias", "fc2/bias", "same"),
+)
+_TOWER = _TOKENS + _under("blocks.{i}.", "blocks/", _BLOCK) + _under("fc_norm.", "fc_norm/", _NORM)
+
+# the tokenizer of BEiT v2
+VQKD = (
+    _under("encoder.", "encoder/", _TOWER)
+    + _under("decoder.", "decoder/", _TOWER)
+    + _under("encode_task_layer.", "encode_task_layer/", _TASK_LAYER)
+    + _under("decode_task_layer.", "decode_task_layer/", _TASK_LAYER)
+    + (
+        ("quantize.embedding.weight", "codebook/embedding", "same"),
+        ("quantize.cluster_size", "usage/cluster_size", "same"),
+    )
+)
+VQKD_IGNORED = (
+    (r"quantize\.embedding\.(cluster_size|embed_avg|initted)", "never read once codes are there"),
+    (r"teacher_model\..*", "the frozen teacher: convert its own file instead"),
+    (r"scaling_layer\..*", "constants of the teacher's normalisation"),
+)
+
+
+def vqkd_dead_state(ours) -> dict:
+    """What the original keeps beside the codebook and loads strictly, but never reads again.
+
+    Args: ours: our flat leaves; without a codebook there is nothing to add.
+    Returns: {reference name: array}; how often codes were used counts as 0 where `ours` lacks it.
+    """
+    if "codebook/embedding" not in ours:
+        return {}
+    codebook = np.asarray(ours["codebook/embedding"])
+    unused = np.zeros(len(codebook), np.float32)
+    added = {
+        "quantize.embedding.cluster_size": unused,
+        "quantize.embedding.embed_avg": codebook.copy(),
+        "quantize.embedding.initted": np.ones(1, np.float32),
+    }
+    return added if "usage/cluster_size" in ours else added | {"quantize.cluster_size": unused}
+
+
+# DINO's ViTs, and timm's plain ones
+DINO = (
+    _TOKENS
+    + _under("blocks.{i}.", "blocks/", _PLAIN_BLOCK)
+    + (("blocks.{i}.attn.qkv.bias", "blocks/attn/qkv/bias", "same"),)
+    + _under("norm.", "norm/", _NORM)
+)
+DINO_IGNORED = ((r"head\..*", "a projection head or classifier: features end before it"),)
+
+# CLIP's image tower; its projection is multiplied from the right, as ours
+CLIP = (
+    (
+        ("class_embedding", "cls_token", "token"),
+        ("positional_embedding", "pos_embed", "table"),
+        ("conv1.weight", "patch_embed/proj/kernel", "conv"),
+        ("proj", "proj/kernel", "same"),
+    )
+    + _under("ln_pre.", "pre_norm/", _NORM)
+    + _under("ln_post.", "norm/", _NORM)
+    + _under(
+        "transformer.resblocks.{i}.",
+        "blocks/",
+        _under("ln_1.", "norm1/", _NORM)
+        + _under("ln_2.", "norm2/", _NORM)
+        + _under("attn.in_proj_", "attn/qkv/", _LINEAR)
+        + _under("attn.out_proj.", "attn/proj/", _LINEAR)
+        + _under("mlp.c_fc.", "mlp/fc1/", _LINEAR)
+        + _under("mlp.c_proj.", "mlp/fc2/", _LINEAR),
+    )
+)
+CLIP_IGNORED = ((r"input_resolution|context_length|vocab_size", "sizes that the arrays tell"),)

@@ -1,0 +1,167 @@
+"""The plain pre-norm Vision Transformer: biases everywhere, learned positions, no layer scale.
+
+Networks of others that we load and do not train are of this kind (DINO, CLIP's image tower).
+Submodules bear the names of DINO's checkpoints; blocks are stacked on a leading layer axis.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from beit_jax.models import layers
+from beit_jax.models.vit import PatchEmbed, patch_grid
+
+ACTIVATIONS = {"gelu": layers.gelu, "quick_gelu": layers.quick_gelu}
+_WEIGHTS = nn.initializers.normal(0.02)
+
+
+class UnbiasedPatchEmbed(nn.Module):
+    """vit.PatchEmbed without a bias. image [b, h, w, 3] -> [b, gh * gw, d], row-major."""
+
+    patch_size: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image):
+        p = self.patch_size
+        x = nn.Conv(self.width, (p, p), (p, p), padding="VALID", use_bias=False,
+                    kernel_init=_WEIGHTS, dtype=self.dtype, name="proj")(image)
+        return x.reshape(x.shape[0], -1, self.width)
+
+
+class Attention(nn.Module):
+    """Self-attention with biases on q, k and v. x [b, n, d] -> [b, n, d]."""
+
+    num_heads: int
+    dtype: Any
+    backend: str
+
+    @nn.compact
+    def __call__(self, x):
+        b, n, d = x.shape
+        qkv = layers.Linear(3 * d, kernel_init=_WEIGHTS, dtype=self.dtype, name="qkv")(x)
+        query, key, value = jnp.unstack(qkv.reshape(b, n, 3, self.num_heads, -1), axis=2)
+        out = layers.attend(query, key, value, backend=self.backend)
+        return layers.Linear(d, kernel_init=_WEIGHTS, dtype=self.dtype,
+                             name="proj")(out.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation between. x [b, n, d] -> [b, n, d]."""
+
+    hidden: int
+    activation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        h = layers.Linear(self.hidden, kernel_init=_WEIGHTS, dtype=self.dtype, name="fc1")(x)
+        return layers.Linear(x.shape[-1], kernel_init=_WEIGHTS, dtype=self.dtype,
+                             name="fc2")(ACTIVATIONS[self.activation](h))
+
+
+class Block(nn.Module):
+    """Pre-norm block; body of a scan. x [b, n, d]; collect: give x as scan output too."""
+
+    num_heads: int
+    mlp_ratio: float
+    activation: str
+    epsilon: float
+    dtype: Any
+    backend: str
+
+    @nn.compact
+    def __call__(self, x, collect: bool):
+        attention = Attention(self.num_heads, self.dtype, self.backend, name="attn")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.activation, self.dtype, name="mlp")
+        x = x + attention(layers.LayerNorm(self.epsilon, name="norm1")(x))
+        x = x + mlp(layers.LayerNorm(self.epsilon, name="norm2")(x))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, (x if collect else None)
+
+
+class PlainVit(nn.Module):
+    """Patches, class token, positions, blocks, a norm over all tokens, perhaps a projection.
+
+    Attributes:
+      image_px, patch_size: sides in pixels; the positions are for this size and no other
+        (models/adapt.py resizes them when weights are loaded).
+      activation: "gelu" (exact) or "quick_gelu" (CLIP).
+      patch_bias: whether the patch embedding has a bias (CLIP's has none).
+      use_pre_norm: a LayerNorm after adding the positions, before the blocks (CLIP).
+      output_dim: width of a projection without bias behind the norm (CLIP); 0: none.
+      dtype: of matrix products and of the residual stream; the norm at the end is float32.
+      attention: backend, see `layers.attend`.
+    Args (call): image float [b, h, w, 3], normalised; all_blocks: also give every block's output.
+    Returns: tokens float32 [b, n + 1, c], class token first, c = output_dim or width; with
+      all_blocks the pair (tokens, normed outputs of the blocks [depth, b, n + 1, width]).
+    Raises: ValueError: an unknown activation, an image of another size, sizes that do not divide.
+    Source: facebookresearch/dino vision_transformer.py; openai/CLIP clip/model.py,
+      VisionTransformer, with its norm and projection on all tokens as microsoft/unilm beit2/ has
+      them.
+    """
+
+    image_px: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    patch_bias: bool = True
+    use_pre_norm: bool = False
+    output_dim: int = 0
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
+        return patch_grid(self.image_px, self.patch_size)
+
+    def setup(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is none of {', '.join(ACTIVATIONS)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}")
+        if self.patch_bias:
+            self.patch_embed = PatchEmbed(self.patch_size, self.width, "pretrain", self.dtype)
+        else:
+            self.patch_embed = UnbiasedPatchEmbed(self.patch_size, self.width, self.dtype)
+        num_tokens = self.grid[0] * self.grid[1] + 1
+        self.cls_token = self.param("cls_token", _WEIGHTS, (1, 1, self.width))
+        self.pos_embed = self.param("pos_embed", _WEIGHTS, (1, num_tokens, self.width))
+        if self.use_pre_norm:
+            self.pre_norm = layers.LayerNorm(self.epsilon)
+        # rolled: forward passes gain nothing from a flat program (on a CPU), which compiles slower
+        scan = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True},
+                       length=self.depth, in_axes=nn.broadcast)
+        self.blocks = scan(self.num_heads, self.mlp_ratio, self.activation, self.epsilon,
+                           self.dtype, self.attention)
+        self.norm = layers.LayerNorm(self.epsilon)
+        if self.output_dim:
+            self.proj = nn.Dense(self.output_dim, use_bias=False, kernel_init=_WEIGHTS)
+
+    def embed(self, image):
+        """Tokens with their positions, before the blocks. [b, h, w, 3] -> [b, n + 1, d]."""
+        if image.shape[1:3] != (self.image_px, self.image_px):
+            raise ValueError(
+                f"the image is {image.shape[1]}x{image.shape[2]}, the positions are for "
+                f"{self.image_px}x{self.image_px}: set image_px, and where weights of another "
+                'size are loaded, adapt=("resize_pos_embed_offset",)')
+        x = self.patch_embed(image)
+        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
+
+    def __call__(self, image, *, all_blocks: bool = False):
+        x = self.embed(image)
+        if self.use_pre_norm:
+            x = self.pre_norm(x)
+        x, outputs = self.blocks(x, all_blocks)
+        tokens = self.norm(x.astype(jnp.float32))
+        if self.output_dim:
+            tokens = self.proj(tokens)
+        return (tokens, self.norm(outputs.astype(jnp.float32))) if all_blocks else tokens
