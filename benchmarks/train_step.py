@@ -2,7 +2,7 @@
 
 python -m benchmarks.train_step --task mim --size base --batch 256
 Prints one line of JSON: images/s, median and spread of the step in ms, MFU by the analytic count of
-benchmarks/flops.py where the chip's peak is known, peak device memory, seconds to compile.
+beit_jax/flops.py where the chip's peak is known, peak device memory, seconds to compile.
 Needs neither TensorFlow nor ml_collections.
 """
 
@@ -13,8 +13,6 @@ import time
 
 import jax
 import numpy as np
-
-from benchmarks import flops
 
 SIZES = {
     "tiny": dict(width=192, depth=12, num_heads=3),
@@ -117,17 +115,18 @@ def measure(config, *, rows: int, steps: int, repeats: int, learning_rate: float
             step_ms.append(1e3 * (time.perf_counter() - start) / steps)
     step_ms = step_ms[1:]  # the first run is the warm-up
     return report(config, rows, step_ms, first_seconds, float(metrics["loss"]),
-                  sum(leaf.size for leaf in jax.tree.leaves(params)))
+                  sum(leaf.size for leaf in jax.tree.leaves(params)), task.flops_per_image)
 
 
 def report(config, rows: int, step_ms: list[float], first_seconds: float, loss: float,
-           parameters: int) -> dict:
-    """The figures as JSON knows them."""
+           parameters: int, work: float) -> dict:
+    """The figures as JSON knows them; work: FLOPs per image of a step."""
+    from beit_jax.training import chips
+
     device = jax.devices()[0]
     median = statistics.median(step_ms)
     images_per_second = 1e3 * rows / median
-    work = flops.of_config(config)["step"]
-    peak = flops.peak_flops(device.device_kind)
+    peak = chips.peak_flops()
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__,
@@ -137,7 +136,7 @@ def report(config, rows: int, step_ms: list[float], first_seconds: float, loss: 
         "step_ms_median": round(median, 3),
         "step_ms_min": round(min(step_ms), 3), "step_ms_max": round(max(step_ms), 3),
         "gflops_per_image": round(work / 1e9, 2),
-        "mfu": round(images_per_second * work / (peak * jax.device_count()), 4) if peak else None,
+        "mfu": round(images_per_second * work / peak, 4) if peak else None,
         "peak_memory_gib": round(memory / 2**30, 3) if memory else None,
         "first_step_seconds": round(first_seconds, 2),
         "loss": loss,

@@ -1,16 +1,15 @@
-"""Figures: curves, grids, and the command that collects them."""
+"""Figures: curves, and the command that collects them."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from beit_jax.visualize import __main__ as figures
-from beit_jax.visualize import curves, grids
+from beit_jax.visualize import curves
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,17 +48,39 @@ def test_smoothing_keeps_a_constant_and_does_not_start_at_zero():
     assert falling[0] == 8.0 and falling[1] == pytest.approx(8 / 3)
 
 
-def test_grid_puts_every_image_in_its_place():
-    images = np.stack([np.full((2, 3, 3), i, np.uint8) for i in range(5)])
-    sheet = grids.grid(images, 2, gap=1)
-    assert sheet.shape == (3 * 2 + 2, 2 * 3 + 1, 3)
-    assert sheet[0, 0, 0] == 0 and sheet[0, 4, 0] == 1 and sheet[3, 0, 0] == 2
-    assert sheet[6, 0, 0] == 4 and (sheet[6:, 4:] == 255).all()
-    side = grids.stack([images, images + 10], gap=0)
-    assert side.shape == (10, 6, 3) and side[2, 0, 0] == 1 and side[2, 3, 0] == 11
-    assert grids.enlarge(images[0], 7).shape == (8, 12, 3)
-    with pytest.raises(ValueError, match="uint8 images"):
-        grids.grid(images.astype(np.float32), 2)
+def log_evaluations(folder, values):
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("\n".join(
+        json.dumps({"step": 10 * (i + 1), "eval/validation/top1": value})
+        for i, value in enumerate(values)))
+
+
+def test_a_comparison_has_a_bar_for_runs_that_differ_in_their_seed(tmp_path):
+    single = {"probe_seed0": 0.25, "probe_seed1": 0.35, "probe_seed12": 0.6, "tuned": 0.5}
+    for name, value in single.items():
+        log_evaluations(tmp_path / name, [value])
+    runs = {name: tmp_path / name for name in single}
+    figure = curves.draw_comparison(runs, "eval/validation/top1", "accuracy")
+    axes, = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["probe", "tuned"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.4, 0.5])
+    dots = [sorted(line.get_xdata()) for line in axes.lines]
+    assert dots == [[0.25, 0.35, 0.6], [0.5]]
+    assert curves.draw_comparison(runs, "eval/validation/mae", "none has it") is None
+
+
+def test_a_comparison_of_many_curves_gives_each_group_its_look_and_its_name(tmp_path):
+    names = [f"rate{i:02}_seed{seed}" for i in range(24) for seed in range(2)]
+    for name in names:
+        log_evaluations(tmp_path / name, [0.1, 0.2])
+    log_evaluations(tmp_path / "once", [0.5])
+    runs = {name: tmp_path / name for name in [*names, "once"]}
+    ends, lines = curves.draw_comparison(runs, "eval/validation/top1", "accuracy").axes
+    assert len(ends.patches) == 1 and len(lines.lines) == 48
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines.lines}
+    assert len(looks) == 24
+    legend = [text.get_text() for text in lines.get_legend().get_texts()]
+    assert legend == [f"rate{i:02} (2 runs)" for i in range(24)]
 
 
 def test_the_command_collects_the_stages(tmp_path):

@@ -78,6 +78,8 @@ class DataOptions:
         require(self.crop in CROPS, "crop", f"known: {', '.join(CROPS)}")
         for key in ("interpolation", "target_filter"):
             require(getattr(self, key) in FILTERS, key, f"known: {', '.join(FILTERS)}")
+        require(self.target_px or self.target_filter == DataOptions.target_filter,
+                "target_filter", "it has no effect while target_px=0; remove it")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "crop_scale", "it needs 0 < low <= high <= 1")
         low, high = self.crop_ratio

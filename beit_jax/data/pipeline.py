@@ -10,7 +10,7 @@ import numpy as np
 
 from beit_jax.data import SOURCES
 from beit_jax.data.options import DataInfo, DataOptions
-from beit_jax.data.source import MissingSplit, Source, few_per_class
+from beit_jax.data.source import MissingSplit, Source, few_per_class, subset, with_labels
 
 __all__ = ["DataInfo", "DataOptions", "describe", "eval_batches", "steps_per_epoch",
            "train_batches"]
@@ -70,18 +70,24 @@ def train_batches(options: DataOptions, *, seed: int, start_step: int = 0, proce
     return tf_pipeline.train_batches(source, options, **plan)
 
 
-def eval_batches(options: DataOptions, split: str = "validation", *, process_index: int = 0,
-                 process_count: int = 1):
+def eval_batches(options: DataOptions, split: str = "validation", *, limit: int = 0,
+                 process_index: int = 0, process_count: int = 1):
     """One pass over a split, in order; the same number of full batches in every process.
 
-    Args: split: "validation" and "train" stand for `eval_split` and `train_split`; another name
-      is the source's own.
+    Args:
+      split: "validation" and "train" stand for `eval_split` and `train_split`; another name is the
+        source's own.
+      limit: at most so many examples, evenly spaced over the split, whose order is often that of
+        its classes; `index` then numbers these. 0: all.
+      process_index, process_count: as for `train_batches`.
     Returns: iterator of dicts as of `train_batches`. Filler rows that complete the last batch have
       is_example False, label -1 and index -1.
     Raises: ValueError: as `train_batches`, or the source has no such split.
     """
     name = {"validation": options.eval_split, "train": options.train_split}.get(split, split)
     source = load(options, name)
+    if 0 < limit < source.num_examples:
+        source = subset(source, np.arange(limit) * source.num_examples // limit)
     key = "eval_batch_size" if options.eval_batch_size else "global_batch_size"
     batch = getattr(options, key)
     rows = _rows(batch, key, process_index, process_count)
@@ -103,9 +109,7 @@ def _train_source(options: DataOptions) -> tuple[Source, np.ndarray | None]:
     source = load(options, options.train_split)
     if not options.examples_per_class:
         return source, None
-    if source.labels is None:
-        raise ValueError("config.data.examples_per_class needs all labels beforehand, which "
-                         f"{source.what} gives only in sequence: prepare it as array_record")
+    source = with_labels(source, "examples_per_class")
     return source, few_per_class(source.labels, options.examples_per_class, options.subset_seed)
 
 

@@ -14,6 +14,8 @@ class Source(NamedTuple):
 
     num_examples: examples in the split. class_names: () where there are no classes.
     labels: int32 [n], -1 = none; or None where a label is known only once its record is read.
+    read_labels: () -> labels, by reading every record once; None where `labels` is there, or where
+      records come in sequence only.
     images: uint8 [n, h, w, 3], all in memory.
     views: {"image": uint8 [n, s, s, 3], ...}: finished; nothing is cropped or resized any more.
     read: (int64 scalar tensor) -> encoded image, in TensorFlow.
@@ -26,12 +28,60 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     what: str
     labels: np.ndarray | None = None
+    read_labels: Callable | None = None
     images: np.ndarray | None = None
     views: dict[str, np.ndarray] | None = None
     read: Callable | None = None
     read_many: Callable | None = None
     sequence: Callable | None = None
     needs_pil: np.ndarray | None = None
+
+
+def subset(source: Source, numbers: np.ndarray) -> Source:
+    """Some of the examples, numbered anew from 0; a sequence keeps them in its unshuffled order.
+
+    Args: numbers: int [m], increasing.
+    """
+    def chosen(values):
+        return None if values is None else values[numbers]
+
+    changes = dict(num_examples=len(numbers), read_labels=None)
+    changes |= {key: chosen(getattr(source, key)) for key in ("labels", "images", "needs_pil")}
+    if source.views is not None:
+        changes["views"] = {key: view[numbers] for key, view in source.views.items()}
+    for key in ("read", "read_many"):
+        if getattr(source, key) is not None:
+            changes[key] = _renumbered(getattr(source, key), numbers)
+    if source.sequence is not None:
+        is_chosen = np.isin(np.arange(source.num_examples), numbers)
+        changes["sequence"] = lambda seed: _filtered(source.sequence(seed), is_chosen)
+    return source._replace(**changes)
+
+
+def _renumbered(read: Callable, numbers: np.ndarray) -> Callable:
+    """`read` of the new numbers."""
+    from beit_jax.data.host_tensorflow import tf
+    return lambda index: read(tf.gather(numbers, index))
+
+
+def _filtered(dataset, is_chosen: np.ndarray):
+    """The elements of a tf.data set whose place is chosen."""
+    from beit_jax.data.host_tensorflow import tf
+    dataset = dataset.enumerate().filter(lambda place, _: tf.gather(is_chosen, place))
+    return dataset.map(lambda _, example: example)
+
+
+def with_labels(source: Source, key: str) -> Source:
+    """The same source with all its labels beforehand, read if need be.
+
+    Raises: ValueError: they cannot be had; `key` is the option of config.data that asks for them.
+    """
+    if source.labels is not None:
+        return source
+    if source.read_labels is None:
+        raise ValueError(f"config.data.{key} needs all labels beforehand, and {source.what} can "
+                         "only be read in sequence: prepare it as array_record")
+    return source._replace(labels=source.read_labels(), read_labels=None)
 
 
 def held_out(labels: np.ndarray, per_class: int) -> np.ndarray:

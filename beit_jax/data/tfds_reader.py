@@ -1,4 +1,7 @@
 """Reading of prepared TFDS files: by example number, or in a fixed order."""
+import functools
+import logging
+
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -9,6 +12,9 @@ from beit_jax.data.source import MissingSplit, Source
 _INTERLEAVED = 16  # files read at once where only a sequence is possible
 _BUFFER = 2048  # encoded images shuffled among one another there
 _PORTION = 512  # records read at once where all of them are
+_LABEL = tf.io.FixedLenFeature([], tf.int64, -1)
+
+log = logging.getLogger(__name__)
 
 
 def read(data_dir: str, split: str, what: str, max_pixel_bytes: int, max_file_bytes: int) -> Source:
@@ -49,7 +55,7 @@ def _parse(records):
     """Serialised records, string [b], to encoded images and labels."""
     parsed = tf.io.parse_example(records, {
         "image": tf.io.FixedLenFeature([], tf.string),
-        "label": tf.io.FixedLenFeature([], tf.int64, -1)})
+        "label": _LABEL})
     return {"encoded": parsed["image"], "label": tf.cast(parsed["label"], tf.int32)}
 
 
@@ -59,9 +65,14 @@ def _portions(builder, split: str, is_random: bool):
         yield from _sequence(builder, split, None).batch(_PORTION)
         return
     with ArrayRecordDataSource(builder.info.splits[split].file_instructions) as records:
-        for start in range(0, len(records), _PORTION):
-            numbers = range(start, min(start + _PORTION, len(records)))
+        for numbers in _numbers(records):
             yield _parse(tf.constant(records.__getitems__(list(numbers))))
+
+
+def _numbers(records):
+    """All record numbers in order, `_PORTION` at a time."""
+    for start in range(0, len(records), _PORTION):
+        yield range(start, min(start + _PORTION, len(records)))
 
 
 def _sequence(builder, split: str, seed: int | None):
@@ -110,7 +121,15 @@ def _by_number(source: Source, split_info) -> Source:
         found = tf.numpy_function(fetch, [index], tf.string, stateful=False)
         return _parse(tf.ensure_shape(found, index.shape))
 
-    return source._replace(read_many=read_many)
+    @functools.cache
+    def read_labels():
+        log.info("%s: reading all %d records once for their labels", source.what, len(records))
+        only = {"label": _LABEL}
+        parts = [tf.io.parse_example(records.__getitems__(list(numbers)), only)["label"]
+                 for numbers in _numbers(records)]
+        return np.concatenate(parts).astype(np.int32)
+
+    return source._replace(read_many=read_many, read_labels=read_labels)
 
 
 def _encoded_in_memory(source: Source, portions) -> Source:

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from beit_jax.data.source import Source, held_out
+from beit_jax.data.source import Source, held_out, subset, with_labels
 
 _IN_MEMORY_PIXELS = 2**30  # bytes of decoded pixels up to which a data set is held in memory
 _IN_MEMORY_FILES = 2**30  # bytes of encoded images, for files without random access
@@ -18,16 +18,15 @@ def load(options, split: str) -> Source:
     With `holdout_per_class` the last training examples of each class stand for every other split.
 
     Raises: FileNotFoundError: not prepared here. MissingSplit: no such split. ValueError: the
-      examples have no field "image", or holding out needs labels that only a full pass would give.
+      examples have no field "image", or holding out needs labels of files that can only be read
+      in sequence.
     """
     data_dir = _find(options.name, options.path)
     what = f"{options.name} in {data_dir}"
     if not options.holdout_per_class:
         return read_prepared(data_dir, split, what)
     source = read_prepared(data_dir, options.train_split, what)
-    if source.labels is None:
-        raise ValueError(f"config.data.holdout_per_class: {what} is too large to read all labels "
-                         f"beforehand; set train_split and eval_split to slices instead")
+    source = with_labels(source, "holdout_per_class")
     return _holdout(source, options.holdout_per_class, split == options.train_split)
 
 
@@ -40,12 +39,7 @@ def read_prepared(data_dir: str, split: str, what: str) -> Source:
 
 def _holdout(source: Source, per_class: int, is_training: bool) -> Source:
     """The kept or the held-out part of a source with known labels."""
-    numbers = np.flatnonzero(held_out(source.labels, per_class) != is_training)
-    changes = dict(num_examples=len(numbers), labels=source.labels[numbers])
-    if source.images is not None:
-        return source._replace(images=source.images[numbers], **changes)
-    from beit_jax.data.host_tensorflow import tf
-    return source._replace(read=lambda i: source.read(tf.gather(numbers, i)), **changes)
+    return subset(source, np.flatnonzero(held_out(source.labels, per_class) != is_training))
 
 
 def _find(name: str, path: str) -> str:

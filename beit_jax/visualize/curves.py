@@ -1,8 +1,10 @@
 """Loss and accuracy curves out of metrics.jsonl."""
 
 import collections
+import re
 from collections.abc import Mapping, Sequence
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,6 +18,9 @@ PANELS = (
 )
 _COLOURS = {"train": "#9aa7b5", "eval": "#c2410c"}
 _SMOOTHED = "#1f5f8b"
+_BAR = "#b9d0e0"
+_STYLES = ("-", "--", ":")  # neighbours of one map look alike
+_SEED = re.compile(r"_seed\d+$")
 
 
 def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -77,27 +82,67 @@ def _draw_line(axes, name: str, steps: list[int], values: list[float]) -> None:
 
 
 def draw_comparison(workdirs: Mapping[str, str], metric: str, title: str) -> Figure | None:
-    """One metric of several runs in one panel; None if no run has it.
+    """One metric of several runs; None if no run has it.
+
+    Runs whose names differ only in a trailing _seed<number> share a bar or a colour.
 
     Args:
       workdirs: {label: workdir}.
       metric: as in metrics.jsonl.
+    Returns: a panel of bars for the runs that measured once, and one of lines for the others.
     """
-    found = {label: read_curves(workdir).get(metric) for label, workdir in workdirs.items()}
-    found = {label: curve for label, curve in found.items() if curve}
-    if not found:
+    ends, lines = collections.defaultdict(list), collections.defaultdict(list)
+    for label, workdir in workdirs.items():
+        steps, values = read_curves(workdir).get(metric, ((), ()))
+        if len(values) == 1:
+            ends[_SEED.sub("", label)].append(values[0])
+        elif values:
+            lines[_SEED.sub("", label)].append((steps, values))
+    drawn = [(draw, groups) for draw, groups in ((_draw_ends, ends), (_draw_groups, lines))
+             if groups]
+    if not drawn:
         return None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    tallest = max(len(groups) for _, groups in drawn)
+    figure = Figure(figsize=(7.2 * len(drawn), max(3.6, 1.2 + 0.28 * tallest)),
+                    layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for label, (steps, values) in found.items():
-        axes.plot(steps, values, "o-", markersize=3, linewidth=1.2, label=label)
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
+    for axes, (draw, groups) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn,
+                                    strict=True):
+        draw(axes, groups, metric)
+        _tidy(axes)
+    return figure
+
+
+def _draw_ends(axes, groups: Mapping[str, Sequence[float]], metric: str) -> None:
+    """A bar for the mean of each group, a dot for each of its runs."""
+    means = [sum(values) / len(values) for values in groups.values()]
+    rows = range(len(groups))
+    axes.barh(rows, means, height=0.62, color=_BAR)
+    for row, values in zip(rows, groups.values(), strict=True):
+        axes.plot(values, [row] * len(values), "o", color=_COLOURS["eval"], markersize=3.5,
+                  alpha=0.8)
+        axes.annotate(f"{means[row]:.3f}", (max(values), row), (6, 0), va="center", fontsize=8,
+                      textcoords="offset points")
+    axes.set_yticks(rows, list(groups), fontsize=8)
+    axes.invert_yaxis()  # the first name on top
+    axes.margins(x=0.1)
+    axes.set_xlabel(f"{metric} at the end: mean, and single runs")
+
+
+def _draw_groups(axes, groups: Mapping[str, Sequence[tuple]], metric: str) -> None:
+    """A line for each run, a colour for each group."""
+    colours = colormaps["turbo"].resampled(len(groups))
+    for row, (name, runs) in enumerate(groups.items()):
+        label = name if len(runs) == 1 else f"{name} ({len(runs)} runs)"
+        for steps, values in runs:
+            axes.plot(steps, values, "o", linestyle=_STYLES[row % len(_STYLES)], markersize=3,
+                      linewidth=1.2, color=colours(row), label=label)
+            label = None  # named once
     axes.set_xlabel("step")
     axes.set_ylabel(metric)
-    _tidy(axes)
-    axes.legend(frameon=False, fontsize=7, ncols=1 + len(found) // 12)
-    return figure
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
+                ncols=1 + len(groups) // 30)
 
 
 def _tidy(axes) -> None:

@@ -141,6 +141,19 @@ def test_evaluation_covers_the_split_once_and_fills_up_the_last_batch(kind):
                    for a, b in zip(*halves, strict=True)], whole)
 
 
+@pytest.mark.parametrize("kind", ["finished", "plain", "singly"])
+def test_a_limited_evaluation_takes_examples_spread_over_the_split(kind):
+    options = _options(kind, eval_batch_size=2)
+    whole = list(pipeline.eval_batches(options))
+    part = list(pipeline.eval_batches(options, limit=3))
+    for key in ("image", "label"):
+        rows = np.concatenate([batch[key] for batch in whole])
+        few = np.concatenate([batch[key] for batch in part])[:3]
+        np.testing.assert_array_equal(few, rows[[0, 7, 14]])  # of 21
+    assert np.concatenate([batch["is_example"] for batch in part]).tolist() == [True] * 3 + [False]
+    _assert_equal(list(pipeline.eval_batches(options, limit=21)), whole)
+
+
 def test_few_labels_are_balanced_and_grow_with_their_number():
     def examples(per_class):
         options = _options("plain", examples_per_class=per_class, global_batch_size=3)

@@ -1,4 +1,5 @@
 """Prepared TFDS data sets in every way they can be read."""
+import dataclasses
 import itertools
 
 import numpy as np
@@ -112,6 +113,15 @@ def test_evaluation_is_in_order_and_filled_up(options):
     assert np.concatenate([b["label"] for b in batches])[:9].tolist() == [i % 2 for i in range(9)]
 
 
+def test_a_limited_evaluation_takes_examples_spread_over_the_split(options):
+    """4 of 9 are the numbers 0, 2, 4 and 6."""
+    whole, part = (list(pipeline.eval_batches(options, limit=limit)) for limit in (0, 4))
+    assert len(part) == 1 and part[0]["is_example"].all()
+    images = np.concatenate([batch["image"] for batch in whole])
+    np.testing.assert_array_equal(part[0]["image"], images[[0, 2, 4, 6]])
+    assert part[0]["label"].tolist() == [0, 0, 0, 0]
+
+
 def test_holdout_stands_for_a_missing_split(data_dirs):
     options = pipeline.DataOptions(
         name="squares/fixed", path=str(data_dirs["array_record"]), global_batch_size=4,
@@ -122,6 +132,26 @@ def test_holdout_stands_for_a_missing_split(data_dirs):
         pipeline.eval_batches(pipeline.DataOptions(
             name="squares/fixed", path=str(data_dirs["array_record"]), global_batch_size=4,
             image_px=16))
+
+
+@pytest.mark.parametrize("key", ["holdout_per_class", "examples_per_class"])
+def test_labels_beforehand_need_random_access_or_memory(options, key):
+    options = dataclasses.replace(options, **{key: 3})
+    if "tfrecord" in options.path and tfds_source._IN_MEMORY_FILES == 0:
+        with pytest.raises(ValueError, match=f"{key} .*in sequence: prepare it as array_record"):
+            pipeline.describe(options)
+        return
+    info = pipeline.describe(options)
+    assert info.num_train == (6 if key == "examples_per_class" else 17)
+    assert info.num_eval == (9 if key == "examples_per_class" else 6)
+    batches = [next(pipeline.train_batches(options, seed=0)), *pipeline.eval_batches(options)]
+    for batch in batches:
+        shown = batch["is_example"]
+        if _is_fixed(options):  # pixels and label belong together
+            number = {_image(split, i, True).tobytes(): i for split, n in NUM.items()
+                      for i in range(n)}
+            found = [number[image.tobytes()] for image in batch["image"][shown]]
+            np.testing.assert_array_equal(batch["label"][shown], np.array(found) % 2)
 
 
 def test_what_is_not_prepared_says_where_it_looked_and_what_to_do(tmp_path):
