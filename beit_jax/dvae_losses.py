@@ -92,13 +92,3 @@ def kl_coefficient(kl_weight, downsampling: int):
 def psnr(squared_error: jax.Array) -> jax.Array:
     """Mean squared error of images in [0, 1] -> peak signal-to-noise ratio in dB, at most 100."""
     return -10 * jnp.log10(jnp.maximum(squared_error, 1e-10))
-
-
-def code_use(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(share of codes used at least once, perplexity in [1, v]) of code counts [v].
-
-    Sum the counts over batches and hosts first: neither is a mean of means.
-    """
-    share = counts / jnp.maximum(jnp.sum(counts), 1)
-    terms = jnp.where(counts > 0, share * jnp.log(jnp.where(counts > 0, share, 1.0)), 0.0)
-    return jnp.mean(counts > 0), jnp.exp(-jnp.sum(terms))

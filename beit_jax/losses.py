@@ -32,3 +32,11 @@ def soft_target_cross_entropy(logits, target):
 def squared_error(predicted, target):
     """Mean over the last axis of squared differences: [..., c] -> float32 [...]."""
     return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target), axis=-1)
+
+
+def cosine_distance(predicted, target):
+    """1 - cosine along the last axis: [..., c] -> float32 [...]."""
+    def to_unit(x):
+        x = x.astype(jnp.float32)
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return 1.0 - jnp.sum(to_unit(predicted) * to_unit(target), axis=-1)

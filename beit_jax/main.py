@@ -12,6 +12,8 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
+from beit_jax import compile_cache
+
 log = logging.getLogger("beit_jax")
 
 # open to new keys, so that a recipe need not list every option; the readers refuse unknown ones
@@ -51,12 +53,8 @@ def start_process() -> None:
         logger.setLevel(level if first else logging.WARNING)
         logger.handlers = [console]
         logger.propagate = False
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "beit_jax", "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # a recipe of many short stages compiles the same programs again and again
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    compile_cache.enable(os.path.join(cache, "beit_jax", "xla"))
     given = [flag.value is not None for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)]
     if any(given):
         if not all(given):

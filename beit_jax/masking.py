@@ -3,14 +3,50 @@
 All draws are functions of a key alone, so masks need no state and are the same on every host.
 """
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
 KINDS = ("block", "block_exact", "random")
+_UNREAD = {"random": ("min_block", "max_block"), "none": ("num_masked", "min_block", "max_block")}
 _ATTEMPTS = 10
 _MIN_ASPECT = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOptions:
+    """config.mask; see `batched_mask`. kind "none" hides nothing (ablation)."""
+
+    kind: str = "block"
+    num_masked: int = 75
+    min_block: int = 16
+    max_block: int | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _UNREAD.get(self.kind, ()) and value != field.default:
+                raise ValueError(f"mask.{field.name}={value} has no effect here: mask.kind="
+                                 f"{self.kind} does not read it; remove it, or leave it at "
+                                 f"{field.default}")
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Refuses a grid that these masks do not fit. Raises: ValueError."""
+        if self.kind != "none":
+            check_counts(grid, self.num_masked, 1 if self.kind == "random" else self.min_block)
+
+    def draw(self, keys, grid: tuple[int, int]):
+        """One mask per key [b]: is_masked bool [b, n]."""
+        if self.kind == "none":
+            return jnp.zeros((keys.shape[0], grid[0] * grid[1]), bool)
+        return batched_mask(keys, grid, **dataclasses.asdict(self))
+
+    def draw_for(self, index, grid: tuple[int, int]):
+        """A mask per example number int [b], the same at every evaluation: bool [b, n]."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
+        return self.draw(keys, grid)
 
 
 def check_counts(grid: tuple[int, int], num_masked: int, min_block: int) -> None:
@@ -127,3 +163,16 @@ def masked_positions(is_masked, num_positions: int):
     """
     positions = jnp.argsort(~is_masked, axis=1, stable=True)[:, :num_positions]
     return positions, jnp.take_along_axis(is_masked, positions, axis=1)
+
+
+def grey_out(image, is_masked, grid: tuple[int, int]):
+    """Images beside the same images with their hidden patches grey.
+
+    Args: image: uint8 [b, h, w, 3]; is_masked: bool [b, n]; grid: (rows, columns) of patches.
+    Returns: uint8 [b, h, 2 w, 3].
+    """
+    hidden = is_masked.reshape(-1, *grid)
+    for axis in (1, 2):
+        hidden = jnp.repeat(hidden, image.shape[axis] // grid[axis - 1], axis)
+    seen = jnp.where(hidden[..., None], jnp.uint8(128), image)
+    return jnp.concatenate([image, seen], axis=2)

@@ -20,7 +20,7 @@ VIT = {
 FROM_MIM = dict(
     adapt=("expand_rel_pos_bias", "resize_rel_pos_bias", "resize_pos_embed"),
     allow_missing=(r"^fc_norm/", r"^head/"),
-    allow_unused=(r"^mask_token$", r"^norm/", r"^lm_head/"),
+    allow_unused=(r"^mask_token$", r"^norm/", r"^lm_head/", r"^cls_pt_"),
 )
 # The same from a classifier: its norm stays, its head stays behind.
 FROM_CLASSIFIER = dict(
@@ -30,7 +30,8 @@ FROM_CLASSIFIER = dict(
 
 # `shrink` gives these values to the keys of a section that bear the name.
 TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
-            num_masked=6, min_block=4, group_size=4)
+            num_masked=6, min_block=4, group_size=4, early_layer=1, head_layers=1,
+            decoder_depth=1, code_dim=8, codebook_size=16)
 TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=2, blocks_per_group=1)
 
 
@@ -97,8 +98,10 @@ def base() -> ConfigDict:
             ema_decay=0.0,
             mu_dtype="float32",
         ),
-        init=dict(checkpoint="", adapt=(), use_ema=True, allow_missing=(), allow_unused=()),
-        eval=dict(every_steps=0, every_epochs=0.0, split="validation", pictures=8),
+        init=dict(checkpoint="", adapt=(), use_ema=True, allow_missing=(), allow_unused=(),
+                  collections=()),
+        eval=dict(every_steps=0, every_epochs=0.0, split="validation", pictures=8, knn=(),
+                  knn_temperature=0.07, knn_split="train", knn_bank=0),
         checkpoint=dict(every_steps=1000, keep_last=2, keep_best="", keep_every_steps=0),
         log=dict(every_steps=50, tensorboard=True),
         stages=dict(),
@@ -142,11 +145,15 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.update(total_steps=2, total_epochs=0.0)
     config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,
                        image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
-    for section in (config.model, config.mask, config.augment):
+    for section in (config.model, config.mask, config.augment, config.target,
+                    config.target.get("model", {})):
         section.update({key: value for key, value in TINY.items() if key in section})
-    if config.target.get("kind") == "dvae":
+    kind = config.target.get("kind", "")
+    if kind == "dvae":
         config.target.update(TINY_DVAE)
         config.data.target_px = 8  # codes stand for 2 px each: a 4 x 4 grid, as the patches'
+    elif kind.startswith(("clip", "dino")):  # whose sizes follow from the name
+        config.target.update(image_px=32, patch_size=8, width=32, depth=2, num_heads=2)
     if config.task == "dvae_train":
         config.model.update(TINY_DVAE)
     if config.optim.warmup_steps or config.optim.warmup_epochs:

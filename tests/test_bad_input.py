@@ -44,6 +44,10 @@ def last_line(result, code=1):
     (["--config.optim.accumulation_steps=3"], 1, "accumulation_steps=3"),
     (["--config.matmul_precision=best"], 1, "matmul_precision='best'"),
     (["--config.optim.schedule=zigzag"], 1, "zigzag"),
+    (["--config.optim.schedule=constant"], 1, "optim.min_learning_rate=1e-05 has no effect here"),
+    (["--config.mask.kind=random"], 1, "mask.min_block=4 has no effect here"),
+    (["--config.data.target_px=0", "--config.data.target_filter=bicubic"], 1,
+     "target_filter='bicubic' is wrong: it has no effect"),
     (["--config.model.num_heads=5"], 1, "num_heads=5"),
 ], ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else None)
 def test_a_wrong_value_of_a_pretraining(command, tmp_path, overrides, code, message):

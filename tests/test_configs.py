@@ -44,7 +44,7 @@ def runs_of(config) -> dict:
 
 def with_classes(config, num_classes: int):
     """What the loop does once it knows the data."""
-    for section in (config.model, config.probe):
+    for section in (config.model, config.probe, config.target):
         if section.get("num_classes") == -1:
             section.num_classes = num_classes
     return config
@@ -89,7 +89,7 @@ def test_every_key_of_every_recipe_is_read(name, variant):
     config = get_config(name, variant)
     for stage in runs_of(config).values():
         recipe.read(stage)
-        tasks.make(with_classes(stage, 10))
+        tasks.make(with_classes(stage, 1_000))
     for row in dict(config.report).get("rows", {}).values():
         for stages in row.values():
             assert set(stages) <= set(config.stages)
@@ -199,7 +199,7 @@ def test_recipe_trains_a_model_of_the_published_size(recipe_name, count):
 def test_ablation_changes_what_it_says_and_nothing_else(name):
     changed = {
         "full": set(),
-        "no_blockwise": {"mask.kind"},
+        "no_blockwise": {"mask.kind", "mask.min_block"},
         "no_tokens": {"target.kind", "target.checkpoint", "data.target_px"},
         "recover_all": {"loss.positions"},
         "recover_all_no_mask": {"loss.positions", "mask.kind", "mask.num_masked",
@@ -210,7 +210,7 @@ def test_ablation_changes_what_it_says_and_nothing_else(name):
                                 "model.use_shared_rel_pos"},
         "own_tokenizer": {"target.checkpoint"},
     }
-    changed["no_tokens_no_blockwise"] = changed["no_tokens"] | {"mask.kind"}
+    changed["no_tokens_no_blockwise"] = changed["no_tokens"] | changed["no_blockwise"]
     full, other = (flat(get_config("beit/ablations", variant).stages.pretrain)
                    for variant in ("full", name))
     assert {key for key in full.keys() | other.keys()

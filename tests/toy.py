@@ -125,7 +125,7 @@ def train_batches(options, *, seed, start_step, process_index=0, process_count=1
         step += 1
 
 
-def eval_batches(options, split, *, process_index=0, process_count=1):
+def eval_batches(options, split, *, limit=0, process_index=0, process_count=1):
     size = options.eval_batch_size or options.global_batch_size
     for begin in range(0, NUM_EVAL, size):
         position = np.arange(begin, begin + size)

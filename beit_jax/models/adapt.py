@@ -11,6 +11,7 @@ from scipy.interpolate import RectBivariateSpline
 SHARED_TABLE = "rel_pos_bias/relative_position_bias_table"
 BLOCK_TABLES = "blocks/attn/relative_position_bias_table"
 POSITIONS = "pos_embed"
+ENCODER = "encoder/"
 _CLASS_ROWS = 3
 
 
@@ -46,12 +47,27 @@ def resize_rel_pos_bias(loaded: dict, target: dict) -> dict:
 
 def resize_pos_embed(loaded: dict, target: dict) -> dict:
     """Interpolates learned absolute positions to the target's grid; the class token's is kept."""
-    if POSITIONS not in loaded or POSITIONS not in target:
-        return loaded
-    table, tokens = np.asarray(loaded[POSITIONS]), target[POSITIONS].shape[1]
-    if table.shape[1] == tokens:
-        return loaded
-    return loaded | {POSITIONS: interpolate_pos_embed(table, tokens)}
+    return _resize_positions(loaded, target, 0.0)
+
+
+def resize_pos_embed_offset(loaded: dict, target: dict) -> dict:
+    """As resize_pos_embed, with the coordinates of DINO and BEiT v2 (DINO, CLIP, VQ-KD).
+
+    Source: facebookresearch/dino vision_transformer.py; microsoft/unilm beit2/. Both resize on the
+      fly, by the factor (tokens per side + 0.1) / (trained tokens per side).
+    """
+    return _resize_positions(loaded, target, 0.1)
+
+
+def _resize_positions(loaded: dict, target: dict, offset: float) -> dict:
+    """Resizes every table called pos_embed, of the network or of a part of it, that needs it."""
+    resized = {}
+    for path, table in loaded.items():
+        if path.split("/")[-1] == POSITIONS and path in target:
+            tokens = target[path].shape[1]
+            if np.shape(table)[1] != tokens:
+                resized[path] = interpolate_pos_embed(np.asarray(table), tokens, offset)
+    return loaded | resized
 
 
 def drop_head(loaded: dict, target: dict) -> dict:
@@ -64,11 +80,23 @@ def drop_head(loaded: dict, target: dict) -> dict:
     return {path: leaf for path, leaf in loaded.items() if not path.startswith("head/")}
 
 
+def take_encoder(loaded: dict, target: dict) -> dict:
+    """Keeps the encoder of a tokenizer (VQ-KD) alone, as a backbone of its own.
+
+    Its `fc_norm` comes along: in a classifier it normalises the mean of the patches, not each.
+    Source: BEiT v2, Table 6; microsoft/unilm beit2/run_class_finetuning.py.
+    """
+    return {path.removeprefix(ENCODER): leaf for path, leaf in loaded.items()
+            if path.startswith(ENCODER)}
+
+
 ADAPT = {
     "drop_head": drop_head,
     "expand_rel_pos_bias": expand_rel_pos_bias,
     "resize_pos_embed": resize_pos_embed,
+    "resize_pos_embed_offset": resize_pos_embed_offset,
     "resize_rel_pos_bias": resize_rel_pos_bias,
+    "take_encoder": take_encoder,
 }
 
 
@@ -129,19 +157,20 @@ def _table_side(rows: int) -> int:
     return side
 
 
-def interpolate_pos_embed(table: np.ndarray, tokens: int) -> np.ndarray:
+def interpolate_pos_embed(table: np.ndarray, tokens: int, offset: float = 0.0) -> np.ndarray:
     """Absolute positions for another square grid: bicubic with a = -0.75, without antialiasing.
 
     Args:
       table: [1, n + 1, d], class token first.
       tokens: tokens wanted, the class token included.
+      offset: see bicubic_matrix.
     Returns: float32 [1, tokens, d].
     Raises: ValueError: either grid is not square.
     Source: PyTorch's interpolate(mode="bicubic"), which the original calls.
     """
     source, target = (_grid_side(n - 1) for n in (table.shape[1], tokens))
     grid = np.asarray(table[0, 1:], np.float64).reshape(source, source, -1)
-    weights = bicubic_matrix(source, target)
+    weights = bicubic_matrix(source, target, offset)
     resized = np.einsum("is,jt,std->ijd", weights, weights, grid)
     patches = resized.reshape(1, target * target, -1)
     return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
@@ -155,11 +184,15 @@ def _grid_side(patches: int) -> int:
     return side
 
 
-def bicubic_matrix(source: int, target: int) -> np.ndarray:
+def bicubic_matrix(source: int, target: int, offset: float = 0.0) -> np.ndarray:
     """Weights [target, source] of 1-d bicubic resampling: a = -0.75, half-pixel centres, edges
-    repeated, no antialiasing."""
+    repeated, no antialiasing.
+
+    offset: added to `target` in the step of the coordinates, source / (target + offset), not in the
+      number of points; DINO's 0.1 shifts all of them a little towards the first.
+    """
     a = -0.75
-    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    centre = (np.arange(target) + 0.5) * source / (target + offset) - 0.5
     base = np.floor(centre).astype(int)
     matrix = np.zeros((target, source))
     for tap in range(-1, 3):

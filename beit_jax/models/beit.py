@@ -1,4 +1,4 @@
-"""What stands on BEiT's backbone: masked image modelling, and the classifier."""
+"""What stands on BEiT's backbone: masked image modelling of v1 and v2, and the classifier."""
 
 import flax.linen as nn
 import jax
@@ -34,11 +34,80 @@ class BeitForMim(VisionTransformer):
         return self.norm(self.encode(image, is_masked, mask_token=self.mask_token))
 
     def __call__(self, image, is_masked, positions=None, *, train: bool = False):
-        x = self.encode(image, is_masked, mask_token=self.mask_token, train=train)[:, 1:]
-        if positions is not None:
-            # a one-hot product: its backward pass is a product too, not a scatter
-            x = jax.nn.one_hot(positions, x.shape[1], dtype=x.dtype) @ x  # [b, m, d]
-        return self.lm_head(self.norm(x))
+        x = self.encode(image, is_masked, mask_token=self.mask_token, train=train)
+        return self.lm_head(self.norm(select(x[:, 1:], positions)))
+
+
+def select(patches, positions):
+    """Patches [b, n, d] at positions int [b, m] -> [b, m, d]; None: all of them."""
+    if positions is None:
+        return patches
+    # a one-hot product: its backward pass is a product too, not a scatter
+    return jax.nn.one_hot(positions, patches.shape[1], dtype=patches.dtype) @ patches
+
+
+class BeitV2ForMim(BeitForMim):
+    """BEiT v2 pre-training: a second prediction through a bottleneck, the class token.
+
+    The class token after the last block joins the patches as they were after block `early_layer`;
+    head blocks of the same kind mix them, and the codes are predicted once more. What the later
+    blocks learn about an image reaches that prediction through the class token alone. The head is
+    thrown away after pre-training.
+
+    Attributes:
+      early_layer: l, number of blocks before the patches are taken, counted from 1 as the paper.
+      head_layers: blocks of the head.
+      shared_head: whether both predictions share `norm` and `lm_head`.
+      head_init: of the head blocks: "torch" (PyTorch's default, which the published runs had,
+        because the code builds the head after its initialiser ran), or "backbone".
+    Args (call): as BeitForMim.
+    Returns: logits of both predictions, each float32 [b, m, v].
+    Source: BEiT v2 (arXiv 2208.06366), Sec. 2.3; microsoft/unilm beit2/modeling_pretrain.py,
+      VisionTransformerForMaskedImageModelingCLS.
+    """
+
+    early_layer: int = 9
+    head_layers: int = 2
+    shared_head: bool = True
+    head_init: str = "torch"
+
+    def setup(self):
+        super().setup()
+        if not 0 < self.early_layer <= self.depth:
+            raise ValueError(f"model.early_layer={self.early_layer} must lie between 1 and "
+                             f"model.depth={self.depth}")
+        if self.head_layers < 1:
+            raise ValueError(f"model.head_layers={self.head_layers} must be 1 or more; task "
+                             "beit_pretrain has no head")
+        if self.head_init not in ("torch", "backbone"):
+            raise ValueError(f"model.head_init={self.head_init!r} is none of torch, backbone")
+        self.cls_pt_layers = self.stack(
+            self.head_layers, "torch" if self.head_init == "torch" else self.initializer)
+        if not self.shared_head:
+            self.cls_pt_norm = layers.LayerNorm(self.epsilon)
+            self.cls_pt_lm_head = layers.Linear(
+                self.vocab_size, kernel_init=weight_init(self.initializer), dtype=self.dtype,
+                output_dtype=jnp.float32)
+
+    def both_features(self, image, is_masked, *, train: bool = False):
+        """Tokens after the last block and after the head, each [b, n + 1, d], not normalised."""
+        x, outputs = self.encode(image, is_masked, mask_token=self.mask_token, train=train,
+                                 all_blocks=True)
+        early = outputs[self.early_layer - 1]
+        joined = jnp.concatenate([x[:, :1], early[:, 1:]], axis=1)
+        first, count = self.early_layer, self.head_layers
+        indices = jnp.arange(first, first + count)
+        # the drop path rates grow on from those of the blocks below
+        rates = jnp.linspace(0.0, self.drop_path_rate, max(self.depth, first + count))[indices]
+        return x, self.run(self.cls_pt_layers, joined, indices, rates, train, False)[0]
+
+    def __call__(self, image, is_masked, positions=None, *, train: bool = False):
+        x, aggregated = self.both_features(image, is_masked, train=train)
+        norm, lm_head = self.norm, self.lm_head
+        logits = lm_head(norm(select(x[:, 1:], positions)))
+        if not self.shared_head:
+            norm, lm_head = self.cls_pt_norm, self.cls_pt_lm_head
+        return logits, lm_head(norm(select(aggregated[:, 1:], positions)))
 
 
 class BeitForClassification(VisionTransformer):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from beit_jax.models import layers, position
 
-INITIALISERS = ("pretrain", "finetune")
+INITIALISERS = ("pretrain", "finetune", "torch")
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -20,13 +20,22 @@ _UNROLLED_BLOCKS = 12  # a flat program is faster up to here, and compiles much 
 
 
 def weight_init(name: str):
-    """Initialiser of matrices and tokens: "pretrain" cuts N(0, 0.02) at one sigma, "finetune" not.
+    """Initialiser of matrices and tokens: "pretrain" cuts N(0, 0.02) at one sigma, "finetune" not;
+    "torch" is PyTorch's default for Linears, uniform, and sets their biases too.
 
     Raises: ValueError: another name.
     """
     if name not in INITIALISERS:
         raise ValueError(f"model.initializer={name!r} is none of {', '.join(INITIALISERS)}")
+    if name == "torch":
+        return lambda key, shape, dtype=jnp.float32: layers.uniform_fan_in(shape[0])(
+            key, shape, dtype)
     return layers.truncated_normal(0.02) if name == "pretrain" else nn.initializers.normal(0.02)
+
+
+def bias_init(name: str, fan_in: int):
+    """Initialiser of the biases of Linears that `weight_init(name)` goes with."""
+    return layers.uniform_fan_in(fan_in) if name == "torch" else nn.initializers.zeros
 
 
 class PatchEmbed(nn.Module):
@@ -97,8 +106,8 @@ class Attention(nn.Module):
             own = pad_bias(position.gather_bias(table, self.rel_pos_grid), n)
             bias = own if bias is None else bias + own
         out = layers.attend(query, key, value, bias, backend=self.backend)
-        return layers.Linear(d, kernel_init=proj_init, dtype=self.dtype, name="proj")(
-            out.reshape(b, n, d))
+        return layers.Linear(d, kernel_init=proj_init, bias_init=bias_init(self.initializer, d),
+                             dtype=self.dtype, name="proj")(out.reshape(b, n, d))
 
 
 class Mlp(nn.Module):
@@ -110,10 +119,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x, fc2_init):
-        h = layers.Linear(self.hidden, kernel_init=weight_init(self.initializer), dtype=self.dtype,
-                     name="fc1")(x)
-        return layers.Linear(x.shape[-1], kernel_init=fc2_init, dtype=self.dtype, name="fc2")(
-            layers.gelu(h))
+        d = x.shape[-1]
+        h = layers.Linear(self.hidden, kernel_init=weight_init(self.initializer),
+                          bias_init=bias_init(self.initializer, d), dtype=self.dtype,
+                          name="fc1")(x)
+        return layers.Linear(d, kernel_init=fc2_init,
+                             bias_init=bias_init(self.initializer, self.hidden),
+                             dtype=self.dtype, name="fc2")(layers.gelu(h))
 
 
 class Block(nn.Module):
@@ -160,6 +172,18 @@ class Block(nn.Module):
         return x, (x if collect else None)
 
 
+def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
+    """Patches of a square image, (rows, columns).
+
+    Raises: ValueError: the patch does not divide the image.
+    """
+    if image_px % patch_size:
+        raise ValueError(f"model.image_px={image_px} is no multiple of model.patch_size="
+                         f"{patch_size}; nearest: "
+                         f"{max(image_px // patch_size, 1) * patch_size}")
+    return (image_px // patch_size,) * 2
+
+
 class VisionTransformer(nn.Module):
     """Patch embedding, class token, positions and blocks; heads are added by subclasses.
 
@@ -170,7 +194,7 @@ class VisionTransformer(nn.Module):
       use_shared_rel_pos: one relative position table for all blocks (pre-training).
       use_rel_pos: one table per block (fine-tuning).
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-      initializer: "pretrain" or "finetune", see `weight_init`.
+      initializer: "pretrain", "finetune" or "torch", see `weight_init`.
       dtype: of matrix products and of the residual stream; parameters stay float32.
       attention: backend, see `layers.attend`.
       token_multiple: pads the token axis to a multiple with tokens that nobody attends to; cuDNN
@@ -201,16 +225,8 @@ class VisionTransformer(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patch grid (rows, columns).
-
-        Raises: ValueError: the patch does not divide the image.
-        """
-        if self.image_px % self.patch_size:
-            raise ValueError(
-                f"model.image_px={self.image_px} is no multiple of "
-                f"model.patch_size={self.patch_size}; nearest: "
-                f"{max(self.image_px // self.patch_size, 1) * self.patch_size}")
-        return (self.image_px // self.patch_size,) * 2
+        """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
+        return patch_grid(self.image_px, self.patch_size)
 
     @property
     def num_patches(self) -> int:
@@ -228,9 +244,13 @@ class VisionTransformer(nn.Module):
                                         (1, self.num_patches + 1, self.width))
         if self.use_shared_rel_pos:
             self.rel_pos_bias = position.RelativePositionBias(self.grid, self.num_heads)
-        self.blocks = self._scanned_blocks()
+        self.blocks = self.stack(self.depth, self.initializer)
 
-    def _scanned_blocks(self):
+    def stack(self, length: int, initializer: str):
+        """`length` blocks behind each other; parameters bear a leading layer axis.
+
+        Returns: module (x, (indices, drop path rates), bias, drop, collect) -> (x, outputs).
+        """
         block = Block
         if self.remat != "none":
             if self.remat not in REMAT_POLICIES:
@@ -238,12 +258,12 @@ class VisionTransformer(nn.Module):
                                  f"{', '.join(REMAT_POLICIES)}")
             block = nn.remat(Block, prevent_cse=False, static_argnums=(4, 5),
                              policy=REMAT_POLICIES[self.remat])
-        unroll = self.unroll or (self.depth if self.depth <= _UNROLLED_BLOCKS else 1)
-        scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=self.depth,
+        unroll = self.unroll or (length if length <= _UNROLLED_BLOCKS else 1)
+        scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=length,
                        split_rngs={"params": True, "drop_path": True},
                        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast))
         return scan(self.num_heads, self.mlp_ratio, self.layer_scale_init,
-                    self.grid if self.use_rel_pos else None, self.initializer, self.epsilon,
+                    self.grid if self.use_rel_pos else None, initializer, self.epsilon,
                     self.dtype, self.attention)
 
     def encode(self, image, is_masked=None, *, mask_token=None, train: bool = False,
@@ -270,6 +290,15 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([cls, x], axis=1)
         if self.use_abs_pos:
             x = x + self.pos_embed.astype(x.dtype)
+        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        x, outputs = self.run(self.blocks, x, jnp.arange(self.depth), rates, train, all_blocks)
+        return (x, outputs) if all_blocks else x
+
+    def run(self, blocks, x, indices, rates, train: bool, all_blocks: bool):
+        """Runs a `stack` on x [b, n, d], padded to `token_multiple` on the way.
+
+        Returns: x after the last block, and the outputs of all [l, b, n, d], or None.
+        """
         num_tokens = x.shape[1]
         padded = -(-num_tokens // self.token_multiple) * self.token_multiple
         bias = self.rel_pos_bias() if self.use_shared_rel_pos else None
@@ -280,11 +309,9 @@ class VisionTransformer(nn.Module):
         if bias is not None:
             bias = pad_bias(bias, padded)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
         drop = train and self.drop_path_rate > 0
-        x, outputs = self.blocks(x, (jnp.arange(self.depth), rates), bias, drop, all_blocks)
-        x = x[:, :num_tokens]
-        return (x, outputs[:, :, :num_tokens]) if all_blocks else x
+        x, outputs = blocks(x, (indices, rates), bias, drop, all_blocks)
+        return x[:, :num_tokens], outputs[:, :, :num_tokens] if all_blocks else None
 
 
 def pad_bias(bias, padded: int):

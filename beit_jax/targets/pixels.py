@@ -27,14 +27,3 @@ def patch_pixels(image: jax.Array, patch_size: int, *, normalise: bool = False) 
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
-
-
-def image_from_patches(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Undoes `patch_pixels` (without normalisation): [b, n, p * p * 3] -> [b, h, w, 3].
-
-    grid: (rows, columns) of patches, n = rows * columns.
-    """
-    b, _, values = patches.shape
-    p = round((values // 3) ** 0.5)
-    image = patches.reshape(b, *grid, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-    return image.reshape(b, grid[0] * p, grid[1] * p, 3)

@@ -1,12 +1,21 @@
 """The table of contents: one page per paper or downstream task."""
 
-from beit_jax.tasks import beit_pretrain, classification, dvae_train, linear_probe
+from beit_jax.tasks import (
+    beit_pretrain,
+    beitv2_pretrain,
+    classification,
+    dvae_train,
+    linear_probe,
+    vqkd_train,
+)
 
 TASKS = {
     "beit_pretrain": beit_pretrain.make,
+    "beitv2_pretrain": beitv2_pretrain.make,
     "classification": classification.make,
     "dvae_train": dvae_train.make,
     "linear_probe": linear_probe.make,
+    "vqkd_train": vqkd_train.make,
 }
 
 

@@ -10,23 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from beit_jax import augment, losses, masking, options
+from beit_jax import augment, flops, losses, masking, options
 from beit_jax.models.beit import BeitForMim
 from beit_jax.targets import pixels
-from beit_jax.targets.dvae import DvaeTokenizer
+from beit_jax.tasks import image_codes
 from beit_jax.tasks import task as contract
 
-TARGETS = ("dvae", "pixels", "normalised_pixels")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskOptions:
-    """config.mask; see masking.py. kind "none" hides nothing (ablation)."""
-
-    kind: str = "block"
-    num_masked: int = 75
-    min_block: int = 16
-    max_block: int | None = None
+PIXELS = ("pixels", "normalised_pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,63 +27,48 @@ class LossOptions:
 
 
 def make(config) -> contract.Task:
-    """Masked image modelling on codes of a frozen dVAE, or on pixels.
+    """Masked image modelling on codes of a frozen tokenizer, or on pixels.
 
     Reads config.model (BeitForMim), mask, target, loss, data.mean, data.std.
     Raises: ValueError: values that do not fit together.
     """
     contract.check_sections(config, ("model", "mask", "target", "loss"))
     dtype = contract.compute_dtype(config)
-    mask = options.build(MaskOptions, config.mask, "config.mask")
+    mask = options.build(masking.MaskOptions, config.mask, "config.mask")
     positions = options.build(LossOptions, config.loss, "config.loss").positions
     if positions not in ("masked", "all"):
         raise ValueError(f"loss.positions={positions!r} is none of masked, all")
     if mask.kind == "none" and positions == "masked":
         raise ValueError("mask.kind=none leaves nothing to predict: set loss.positions=all")
-    kind, tokenizer = config.target.get("kind", "dvae"), None
-    if kind == "dvae":
-        of_loading = ("kind", "checkpoint", "adapt", "use_ema")
-        target = {k: v for k, v in config.target.items() if k not in of_loading}
-        tokenizer = options.build(DvaeTokenizer, target, "config.target")
-        num_outputs = tokenizer.vocab_size
-    elif kind in TARGETS:
+    grid = image_codes.grid_of(config)
+    n, kind, tokens = grid[0] * grid[1], config.target.get("kind", "dvae"), None
+    if kind in PIXELS:
         unread = [k for k, v in config.target.items() if k != "kind" and v]
         if unread:
             raise ValueError(f"config.target.{unread[0]} is set, but target.kind={kind} needs no "
                              "weights: remove it")
+        if config.data.get("target_px"):
+            raise ValueError(f"data.target_px={config.data.target_px} has no effect here: "
+                             f"target.kind={kind} is read from the one view; remove it")
         num_outputs = 3 * config.model.patch_size ** 2
+    elif kind in image_codes.TOKENIZERS:
+        tokens = image_codes.make(config, n)
+        num_outputs = tokens.vocab_size
     else:
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join(TARGETS)}")
-    if config.model.get("vocab_size", num_outputs) != num_outputs:
-        raise ValueError(f"model.vocab_size={config.model.vocab_size}, but the target has "
-                         f"{num_outputs} {'codes' if tokenizer else 'values per patch'}: leave it "
-                         "out, it follows from config.target")
+        raise ValueError(f"target.kind={kind!r} is none of "
+                         f"{', '.join((*image_codes.TOKENIZERS, *PIXELS))}")
+    image_codes.check_vocab_size(config, num_outputs, "codes" if tokens else "values per patch")
     model = options.build(BeitForMim, config.model, "config.model", dtype=dtype,
                           vocab_size=num_outputs)
-    grid, n = model.grid, model.num_patches
-    if mask.kind != "none":
-        masking.check_counts(grid, mask.num_masked,
-                             1 if mask.kind == "random" else mask.min_block)
+    mask.check(grid)
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
-
-    def draw_masks(keys):
-        if mask.kind == "none":
-            return jnp.zeros((keys.shape[0], n), bool)
-        return masking.batched_mask(keys, grid, **dataclasses.asdict(mask))
 
     def targets_of(frozen, batch):
         """int [b, n] codes, or float [b, n, c] pixels; no gradient reaches them."""
-        if tokenizer is None:
-            return pixels.patch_pixels(normalise(batch["image"]), model.patch_size,
-                                       normalise=kind == "normalised_pixels")
-        image01 = batch.get("image_for_target", batch["image"]).astype(jnp.float32) / 255.0
-        codes = tokenizer.codes(frozen["dvae"], image01)
-        if codes.shape[1] != n:
-            raise ValueError(
-                f"the tokenizer gives {codes.shape[1]} codes for data.target_px="
-                f"{image01.shape[1]}, the model has {n} patches: set data.target_px so that the "
-                "two grids agree")
-        return jax.lax.stop_gradient(codes)
+        if tokens is not None:
+            return tokens.codes(frozen, batch)
+        return pixels.patch_pixels(normalise(batch["image"]), model.patch_size,
+                                   normalise=kind == "normalised_pixels")
 
     def predict(params, frozen, batch, is_masked, **kwargs):
         """Loss and hit per slot, and which slots count: each [b, m]."""
@@ -106,7 +81,7 @@ def make(config) -> contract.Task:
             target = jnp.take_along_axis(target, index, axis=1)
         out = model.apply({"params": params}, normalise(batch["image"]), is_masked, slots,
                           **kwargs)  # [b, m, v]
-        if tokenizer is None:
+        if tokens is None:
             return losses.squared_error(out, target), None, counts
         return losses.cross_entropy(out, target), jnp.argmax(out, axis=-1) == target, counts
 
@@ -116,7 +91,7 @@ def make(config) -> contract.Task:
 
     def loss(params, state, frozen, batch, key):
         mask_key, drop_key = jax.random.split(key)
-        is_masked = draw_masks(jax.random.split(mask_key, batch["image"].shape[0]))
+        is_masked = mask.draw(jax.random.split(mask_key, batch["image"].shape[0]), grid)
         errors, hits, counts = predict(params, frozen, batch, is_masked, train=True,
                                        rngs={"drop_path": drop_key})
         mim_loss = losses.weighted_mean(errors, counts)
@@ -125,28 +100,31 @@ def make(config) -> contract.Task:
             metrics["accuracy"] = losses.weighted_mean(hits, counts)
         return mim_loss, (state, metrics)
 
-    def eval_masks(batch):
-        # a mask per example, the same at every evaluation
-        return draw_masks(jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(
-            batch["index"]))
-
     def eval_step(variables, frozen, batch):
-        errors, hits, counts = predict(variables["params"], frozen, batch, eval_masks(batch))
+        is_masked = mask.draw_for(batch["index"], grid)
+        errors, hits, counts = predict(variables["params"], frozen, batch, is_masked)
         weights = (counts & batch["is_example"][:, None]).astype(jnp.float32)
         sums = {"loss": jnp.sum(errors * weights), "count": jnp.sum(weights)}
         if hits is not None:
             sums["accuracy"] = jnp.sum(hits * weights)
         return sums
 
+    def features(variables, frozen, batch):
+        """The mean over the patch tokens, nothing hidden: float32 [b, d]."""
+        del frozen
+        tokens = model.apply({"params": variables["params"]}, normalise(batch["image"]), None,
+                             method="features")
+        return jnp.mean(tokens[:, 1:].astype(jnp.float32), axis=1)
+
     def pictures(variables, frozen, batch, key):
-        """Image beside the same image with its hidden patches grey."""
         del variables, frozen
         image = batch["image"]
-        is_masked = draw_masks(jax.random.split(key, image.shape[0])).reshape(-1, *grid)
-        hidden = jnp.repeat(jnp.repeat(is_masked, model.patch_size, 1), model.patch_size, 2)
-        seen = jnp.where(hidden[..., None], jnp.uint8(128), image)
-        return {"masks": jnp.concatenate([image, seen], axis=2)}
+        is_masked = mask.draw(jax.random.split(key, image.shape[0]), grid)
+        return {"masks": masking.grey_out(image, is_masked, grid)}
 
-    frozen = {"dvae": contract.Frozen(tokenizer.init, "target")} if tokenizer else {}
-    return contract.Task(init, loss, eval_step, contract.mean_of_sums, frozen=frozen,
-                         pictures=pictures)
+    predicted = mask.num_masked if positions == "masked" else n
+    forward = flops.vit(model) + flops.linear(predicted, model.width, num_outputs)
+    return contract.Task(init, loss, eval_step, contract.mean_of_sums,
+                         frozen=tokens.frozen if tokens else {}, pictures=pictures,
+                         features=features,
+                         flops_per_image=flops.train_step(forward, tokens.flops if tokens else 0))

@@ -9,8 +9,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from beit_jax import augment, losses, metrics, options
+from beit_jax import augment, flops, losses, metrics, options
+from beit_jax.data import class_lists
 from beit_jax.models.beit import BeitForClassification
 from beit_jax.tasks import task as contract
 
@@ -22,13 +24,31 @@ class LossOptions:
     label_smoothing: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class TargetOptions:
+    """config.target: evaluation on data that have only some of the model's classes.
+
+    Attributes:
+      classes: a list of classes, by the name of a file in data/class_lists ("imagenet_a") or by
+        path: evaluation chooses among these alone, the softmax runs over these alone, and examples
+        of other classes do not count. "": all classes of the model.
+      num_classes: of the data set; -1 is filled in. It tells what labels count: as many as the
+        model has: positions among all classes; as many as `classes`: positions among those.
+      all_classes: the list of all classes of the model, likewise.
+    """
+
+    classes: str = ""
+    num_classes: int = -1
+    all_classes: str = "imagenet_1k"
+
+
 def make(config) -> contract.Task:
     """Classifier with label smoothing, random erasing, mixup and cutmix.
 
-    Reads config.model (BeitForClassification), loss, augment, data.mean, data.std.
-    Raises: ValueError: values that do not fit together.
+    Reads config.model (BeitForClassification), loss, augment, target, data.mean, data.std.
+    Raises: ValueError: values that do not fit together. FileNotFoundError: no such class list.
     """
-    contract.check_sections(config, ("model", "loss", "augment"))
+    contract.check_sections(config, ("model", "loss", "augment", "target"))
     model = options.build(BeitForClassification, config.model, "config.model",
                           dtype=contract.compute_dtype(config))
     if model.num_classes < 2:
@@ -38,7 +58,16 @@ def make(config) -> contract.Task:
     smoothing = options.build(LossOptions, config.loss, "config.loss").label_smoothing
     mixing = options.build(augment.MixOptions, config.augment, "config.augment")
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
-    top_k = min(5, model.num_classes)
+    choice = options.build(TargetOptions, config.target, "config.target")
+    kept = _kept_classes(choice, model.num_classes)
+    top_k = min(5, len(kept))
+    labels_count_kept = bool(choice.classes) and choice.num_classes == len(kept)
+    place = np.full(model.num_classes, -1, np.int32)  # class of the model -> its place in `kept`
+    place[kept] = np.arange(len(kept))
+
+    def translated(label, table):
+        """Labels [b] through a table; -1 stays -1."""
+        return jnp.where(label >= 0, jnp.asarray(table)[label], -1)
 
     def init(key, batch):
         return model.init(key, normalise(batch["image"]))
@@ -46,7 +75,8 @@ def make(config) -> contract.Task:
     def loss(params, state, frozen, batch, key):
         del frozen
         erase_key, mix_key, drop_key = jax.random.split(key, 3)
-        label, is_labelled = batch["label"], batch["label"] >= 0
+        label = translated(batch["label"], kept) if labels_count_kept else batch["label"]
+        is_labelled = label >= 0
         image = normalise(batch["image"])
         if mixing.random_erasing > 0:
             image = augment.random_erasing(erase_key, image, mixing.random_erasing)
@@ -61,8 +91,12 @@ def make(config) -> contract.Task:
     def eval_step(variables, frozen, batch):
         del frozen
         logits = model.apply({"params": variables["params"]}, normalise(batch["image"]))
-        weights = (batch["is_example"] & (batch["label"] >= 0)).astype(jnp.float32)
-        label = jnp.maximum(batch["label"], 0)
+        label = batch["label"]
+        if choice.classes:
+            logits = logits[:, kept]
+            label = label if labels_count_kept else translated(label, place)
+        weights = (batch["is_example"] & (label >= 0)).astype(jnp.float32)
+        label = jnp.maximum(label, 0)
         return {
             "loss": jnp.sum(losses.cross_entropy(logits, label) * weights),
             "top1": jnp.sum(metrics.is_correct(logits, label) * weights),
@@ -70,4 +104,28 @@ def make(config) -> contract.Task:
             "count": jnp.sum(weights),
         }
 
-    return contract.Task(init, loss, eval_step, contract.mean_of_sums)
+    forward = flops.vit(model) + flops.linear(1, model.width, model.num_classes)
+    return contract.Task(init, loss, eval_step, contract.mean_of_sums,
+                         flops_per_image=flops.train_step(forward))
+
+
+def _kept_classes(choice: TargetOptions, num_classes: int) -> np.ndarray:
+    """Classes of the model that evaluation chooses among, int32 [s], increasing.
+
+    Raises: ValueError: lists, model and data do not agree.
+    """
+    if not choice.classes:
+        for name in ("num_classes", "all_classes"):
+            if getattr(choice, name) != getattr(TargetOptions, name):
+                raise ValueError(f"config.target.{name} has no effect while target.classes is "
+                                 "empty: remove it")
+        return np.arange(num_classes, dtype=np.int32)
+    whole = class_lists.read(choice.all_classes)
+    if len(whole) != num_classes:
+        raise ValueError(f"target.all_classes={choice.all_classes} lists {len(whole)} classes, but "
+                         f"model.num_classes={num_classes}: name the list of the model's classes")
+    kept = class_lists.positions(class_lists.read(choice.classes), whole)
+    if choice.num_classes not in (len(whole), len(kept)):
+        raise ValueError(f"target.num_classes={choice.num_classes}: data for target.classes="
+                         f"{choice.classes} have {len(kept)} classes, or all {len(whole)}")
+    return kept

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beit_jax import dvae_losses as losses
-from beit_jax import options
+from beit_jax import metrics, options
 from beit_jax.models.dvae import (
     Dvae,
     check_image_px,
@@ -63,10 +63,9 @@ def make(config) -> Task:
     model = options.build(Dvae, config.model, "config.model", dtype=compute_dtype(config))
     rule = options.build(DvaeLoss, config.loss, "config.loss")
     check_image_px(config.data.image_px, config.data.image_px, model.num_groups)
-    calls_per_update = max(1, config.optim.get("accumulation_steps", 1))
 
     def schedules(state):
-        step = state["schedule"]["step"] // calls_per_update
+        step = state["schedule"]["step"]
         tau = losses.half_cosine(step, rule.tau_start, rule.tau_end, rule.tau_steps)
         return tau, losses.half_cosine(step, 0.0, rule.kl_weight, rule.kl_steps)
 
@@ -91,8 +90,8 @@ def make(config) -> Task:
         kl = jnp.mean(losses.kl_to_uniform(logits))
         total = error + losses.kl_coefficient(kl_weight, downsampling(model.num_groups)) * kl
 
-        usage, perplexity = losses.code_use(_code_counts(jnp.argmax(logits, -1), model.vocab_size))
-        metrics = {
+        usage, perplexity = metrics.code_use(_code_counts(jnp.argmax(logits, -1), model.vocab_size))
+        measured = {
             "loss": total,
             "reconstruction": error,
             "kl": kl,
@@ -104,7 +103,10 @@ def make(config) -> Task:
             "batch_usage": usage,
             "batch_perplexity": perplexity,
         }
-        return total, ({"schedule": {"step": state["schedule"]["step"] + 1}}, metrics)
+        return total, (state, measured)
+
+    def end_step(state):
+        return {"schedule": {"step": state["schedule"]["step"] + 1}}
 
     def reconstruct(variables, batch, key):
         """Everything evaluation and pictures need, with relaxed and with hard codes."""
@@ -151,7 +153,7 @@ def make(config) -> Task:
 
     def summarize(sums):
         sums = dict(sums)
-        usage, perplexity = losses.code_use(np.asarray(sums.pop("code_counts")))
+        usage, perplexity = metrics.code_use(np.asarray(sums.pop("code_counts")))
         count = max(float(sums.pop("count")), 1.0)
         means = {name: float(value) / count for name, value in sums.items()}
         weight = losses.kl_coefficient(means["kl_weight"], downsampling(model.num_groups))
@@ -166,7 +168,7 @@ def make(config) -> Task:
         row = [image, pixels_of_stats(stats), pixels_of_stats(hard)]  # input | relaxed | hard
         return {"reconstructions": jnp.round(jnp.concatenate(row, 2) * 255).astype(jnp.uint8)}
 
-    return Task(init, loss, eval_step, summarize, pictures=pictures)
+    return Task(init, loss, eval_step, summarize, pictures=pictures, end_step=end_step)
 
 
 def _logits_shape(image_shape, model: Dvae) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Linear probe: one linear classifier on the frozen features of every block.
 
-Source: BEiT (arXiv 2106.08254), Sec. 3.3 and appendix; microsoft/unilm beit/run_linear_eval.py.
+Blocks are numbered from 0 here; papers count from 1, so that "block 9" of a paper is block 8.
+Source: BEiT (arXiv 2106.08254), Sec. 3.3 and appendix; microsoft/unilm beit/run_linear_eval.py;
+  BEiT v2 (arXiv 2208.06366) probes the class token of the last block.
 """
 
 import dataclasses
@@ -15,6 +17,8 @@ from beit_jax.models.vit import VisionTransformer
 from beit_jax.tasks import task as contract
 
 FEATURES = ("mean", "cls", "cls+mean")
+NORMALISE = ("none", "layer", "batch")
+EPSILON = 1e-6  # of both normalisations; the backbone's own norm has the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,24 +28,48 @@ class ProbeOptions:
     Attributes:
       num_classes: of the data set.
       feature: "mean" of the patch tokens (the paper), "cls" token, or both ("cls+mean", the code).
+      normalise: what stands between a feature and its classifier, always without parameters:
+        "none": nothing;
+        "layer": each vector to mean 0 and variance 1, class token and mean patch each on its own.
+          A classifier on the last block's class token can then represent exactly what one on
+          norm(x_L)[0] can: the scale and shift of that norm are absorbed by the linear layer;
+        "batch": each of the f numbers to mean 0 and variance 1 over the global batch, or over a
+          part of it that is worked off by itself; evaluation takes running averages (0.9 of the
+          old value is kept each time, biased variance).
     """
 
     num_classes: int
     feature: str = "mean"
+    normalise: str = "none"
 
 
 class BlockClassifiers(nn.Module):
-    """Independent linear classifiers. features [l, b, f] -> logits [l, b, num_classes]."""
+    """Independent linear classifiers. features [l, b, f] -> logits [l, b, num_classes].
+
+    With batch_norm, means and variances [l, f] are kept in the collection "batch_stats", float32.
+    """
 
     num_classes: int
+    batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, features):
+    def __call__(self, features, *, train: bool = False):
         depth, _, width = features.shape
+        if self.batch_norm:
+            # jit sees the global batch, so that its mean is the mean over all devices
+            features = nn.BatchNorm(
+                use_running_average=not train, axis=(0, 2), momentum=0.9, epsilon=EPSILON,
+                use_bias=False, use_scale=False, use_fast_variance=False, name="norm")(features)
         kernel = self.param("kernel", nn.initializers.normal(0.01),
                             (depth, width, self.num_classes))
         bias = self.param("bias", nn.initializers.zeros, (depth, 1, self.num_classes))
         return jnp.einsum("lbf,lfc->lbc", features, kernel) + bias
+
+
+def standardise(features):
+    """Each vector to mean 0 and variance 1. features float32 [..., d]."""
+    centred = features - jnp.mean(features, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred ** 2, axis=-1, keepdims=True) + EPSILON)
 
 
 def make(config) -> contract.Task:
@@ -56,10 +84,12 @@ def make(config) -> contract.Task:
     probe = options.build(ProbeOptions, config.probe, "config.probe")
     if probe.feature not in FEATURES:
         raise ValueError(f"probe.feature={probe.feature!r} is none of {', '.join(FEATURES)}")
+    if probe.normalise not in NORMALISE:
+        raise ValueError(f"probe.normalise={probe.normalise!r} is none of {', '.join(NORMALISE)}")
     if probe.num_classes < 2:
         raise ValueError(f"probe.num_classes={probe.num_classes}: a probe needs two classes or "
                          "more; does the data set have labels?")
-    classifiers = BlockClassifiers(probe.num_classes)
+    classifiers = BlockClassifiers(probe.num_classes, batch_norm=probe.normalise == "batch")
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
     image_shape = (1, backbone.grid[0] * backbone.patch_size, backbone.image_px, 3)
     width = backbone.width * (2 if probe.feature == "cls+mean" else 1)
@@ -68,18 +98,19 @@ def make(config) -> contract.Task:
         return backbone.init(key, jnp.zeros(image_shape), method="encode")
 
     def features(frozen, batch):
-        """float32 [l, b, f]; raw block outputs, no norm."""
+        """float32 [l, b, f]; of raw block outputs."""
         _, tokens = backbone.apply(frozen["backbone"], normalise(batch["image"]),
                                    all_blocks=True, method="encode")
         tokens = jax.lax.stop_gradient(tokens.astype(jnp.float32))  # [l, b, n + 1, d]
         cls, mean = tokens[:, :, 0], jnp.mean(tokens[:, :, 1:], axis=2)
+        if probe.normalise == "layer":
+            cls, mean = standardise(cls), standardise(mean)
         return {"cls": cls, "mean": mean,
                 "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[probe.feature]
 
-    def per_block(params, frozen, batch):
+    def per_block(logits, label):
         """Cross-entropy and hit of every classifier: each [l, b]."""
-        logits = classifiers.apply({"params": params}, features(frozen, batch))
-        label = jnp.broadcast_to(jnp.maximum(batch["label"], 0), logits.shape[:2])
+        label = jnp.broadcast_to(jnp.maximum(label, 0), logits.shape[:2])
         hits = jax.vmap(metrics.is_correct)(logits, label)
         return losses.cross_entropy(logits, label), hits
 
@@ -89,14 +120,17 @@ def make(config) -> contract.Task:
 
     def loss(params, state, frozen, batch, key):
         del key
-        errors, hits = per_block(params, frozen, batch)
+        logits, state = classifiers.apply({"params": params, **state}, features(frozen, batch),
+                                          train=True, mutable=list(state))
+        errors, hits = per_block(logits, batch["label"])
         weights = (batch["label"] >= 0).astype(jnp.float32)
         shares = weights / jnp.maximum(jnp.sum(weights), 1.0)
         total = jnp.sum(errors @ shares)
         return total, (state, {"loss": total, "accuracy": jnp.max(hits @ shares)})
 
     def eval_step(variables, frozen, batch):
-        errors, hits = per_block(variables["params"], frozen, batch)
+        logits = classifiers.apply(variables, features(frozen, batch))
+        errors, hits = per_block(logits, batch["label"])
         weights = (batch["is_example"] & (batch["label"] >= 0)).astype(jnp.float32)
         return {"loss": jnp.sum(errors @ weights), "top1_of_blocks": hits @ weights,
                 "count": jnp.sum(weights)}

@@ -31,13 +31,21 @@ class Task(NamedTuple):
     Attributes:
       init: (key, batch) -> {"params": ..., further collections}.
       loss: (params, state, frozen, batch, key) -> (scalar, (state, metrics)); `state` holds the
-        further collections, `metrics` scalars.
+        further collections, `metrics` scalars. It is called once for each part of a batch that is
+        worked off in parts.
       eval_step: (variables, frozen, batch) -> dict of sums over the rows with `is_example`, or of
         rows if `reduce` is "concat".
       summarize: what eval_step gave, reduced over the split -> dict of floats.
       reduce: "sum" or "concat".
       frozen: name -> Frozen; `loss` and `eval_step` get name -> variables.
       pictures: (variables, frozen, batch, key) -> {"name": uint8 [n, h, w, 3]}, or None.
+      begin: (variables, frozen, batch, key) -> further collections: what they are before the first
+        step, made of the first global batch; None leaves them as `init` made them.
+      end_step: state -> state, once after each update of the parameters, however many parts its
+        batch had; or None.
+      flops_per_image: of one training step, counted as flops.py counts; None: not known.
+      features: (variables, frozen, batch) -> float32 [b, f], one vector for each image, by which
+        nearest neighbours are found (config.eval.knn); or None.
     """
 
     init: Callable
@@ -47,6 +55,10 @@ class Task(NamedTuple):
     reduce: str = "sum"
     frozen: Mapping[str, Frozen] = {}
     pictures: Callable | None = None
+    begin: Callable | None = None
+    end_step: Callable | None = None
+    flops_per_image: float | None = None
+    features: Callable | None = None
 
 
 def compute_dtype(config) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from beit_jax.tasks.task import Task
-from beit_jax.training import sharding
+from beit_jax.training import knn, sharding
 from beit_jax.training.state import TrainState
 
 
@@ -24,12 +24,31 @@ class EvalOptions:
       every_epochs: the same in epochs; with both 0 only the end is evaluated.
       split: the split that is measured.
       pictures: rows of the task's pictures; 0 draws none.
+      knn: numbers of neighbours, (10, 20, 100, 200): classifies the split by the labels of the
+        nearest features of `knn_split`; () does not. Result: eval/<split>/knn_<k>, top-1.
+      knn_temperature: how much the nearest count more than the others, see knn.py.
+      knn_split: where neighbours are looked for, in evaluation views; labels are needed.
+      knn_bank: at most so many of its examples, evenly spaced; 0: all.
+    Raises: ValueError: a value that nothing could be done with.
     """
 
     every_steps: int = 0
     every_epochs: float = 0.0
     split: str = "validation"
     pictures: int = 8
+    knn: tuple[int, ...] = ()
+    knn_temperature: float = 0.07
+    knn_split: str = "train"
+    knn_bank: int = 0
+
+    def __post_init__(self):
+        if any(k < 1 for k in self.knn):
+            raise ValueError(f"config.eval.knn={self.knn}: numbers of neighbours are positive")
+        if self.knn_temperature <= 0:
+            raise ValueError(f"config.eval.knn_temperature={self.knn_temperature} must be above 0")
+        if self.knn_bank < 0 or 0 < self.knn_bank < max(self.knn, default=0):
+            raise ValueError(f"config.eval.knn_bank={self.knn_bank} examples cannot hold "
+                             f"config.eval.knn={self.knn} neighbours; 0 takes all examples")
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:
@@ -70,6 +89,38 @@ def evaluate(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping
     if task.reduce == "sum":
         return task.summarize({name: np.sum(parts, axis=0) for name, parts in total.items()})
     return task.summarize({name: np.concatenate(parts) for name, parts in total.items()})
+
+
+def make_measure(task: Task, options: EvalOptions, mesh: Mesh) -> Callable:
+    """All that is measured: what the task itself evaluates, and nearest neighbours if asked for.
+
+    Returns: (state, frozen, rows) -> dict of floats, which every process must call. `rows` gives
+      batches as for `evaluate`: rows() of the split, rows(split, limit) of another one.
+    Raises: ValueError: neighbours of a task without features.
+    """
+    if options.knn and task.features is None:
+        raise ValueError(f"config.eval.knn={options.knn}, but this task has no features to "
+                         "compare: leave it empty")
+    eval_step = make_eval_step(task, mesh)
+
+    def feature_rows(variables, frozen, batch):
+        return {"feature": task.features(variables, frozen, batch), "label": batch["label"]}
+
+    collecting = task._replace(eval_step=feature_rows, summarize=lambda rows: rows,
+                               reduce="concat")
+    feature_step = make_eval_step(collecting, mesh)
+
+    def measure(state, frozen, rows):
+        values = evaluate(task, eval_step, state, frozen, rows(), mesh)
+        if not options.knn:
+            return values
+        bank, queries = (
+            evaluate(collecting, feature_step, state, frozen, batches, mesh)
+            for batches in (rows(options.knn_split, options.knn_bank), rows()))
+        return values | knn.accuracy(bank["feature"], bank["label"], queries["feature"],
+                                     queries["label"], options.knn, options.knn_temperature, mesh)
+
+    return measure
 
 
 def _add_sums(total, sums, is_example) -> None:

@@ -84,6 +84,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
 def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoints) -> Job:
     """Makes the state, fresh or from the newest checkpoint, and the functions that work on it."""
     total, per_epoch = recipe.lengths(config, opts, info.num_train)
+    measure_split = evaluate.make_measure(task, opts.eval, mesh)
     start = checkpoints.latest_step()
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches = pipeline.train_batches(opts.data, seed=opts.seed, start_step=start or 0, **process)
@@ -91,16 +92,15 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     shapes = {key: jax.ShapeDtypeStruct((len(rows) * jax.process_count(), *rows.shape[1:]),
                                         rows.dtype) for key, rows in first.items()}
     init_key, step_key, frozen_key, draw_key = jax.random.split(jax.random.key(opts.seed), 4)
+    begin_key = jax.random.fold_in(init_key, 1)
     frozen = state.load_frozen(task, config, frozen_key, mesh)
     params = jax.eval_shape(task.init, init_key, shapes)["params"]
     tx, schedules = optim.make_optimizer(opts.optim, params, total, per_epoch)
     abstract, make_state = state.create(task, tx, init_key, shapes, mesh,
                                         with_ema=opts.optim.ema_decay > 0)
     if start is None:
-        train_state = make_state()
-        # where a frozen network takes config.init, the trained parameters start at random
-        if all(network.section != "init" for network in task.frozen.values()):
-            train_state = state.load_into(train_state, opts.init, mesh)
+        train_state = state.begin(make_state(), task, opts.init, frozen,
+                                  sharding.global_batch(first, mesh), begin_key, mesh)
     else:
         train_state = checkpoints.restore(start, abstract)
         log.info("%s goes on from step %d of %d", name, start, total)
@@ -108,7 +108,6 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
         task, tx, step_key, ema_decay=opts.optim.ema_decay,
         accumulation_steps=opts.optim.accumulation_steps,
         out_shardings=(sharding.shardings(abstract, mesh), sharding.replicated(mesh)))
-    eval_step = evaluate.make_eval_step(task, mesh)
     draw_pictures = evaluate.make_pictures(task, opts.eval.pictures, mesh)
     split = opts.eval.split
     if not info.num_eval:
@@ -117,13 +116,13 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     # one small program in place of one for every operation of the schedules
     rates = jax.jit(lambda step: {key: at(step) for key, at in schedules.items()})
 
-    def rows() -> Iterator:
-        return pipeline.eval_batches(opts.data, split, **process)
+    def rows(part: str = split, limit: int = 0) -> Iterator:
+        return pipeline.eval_batches(opts.data, part, limit=limit, **process)
 
     def measure(current) -> dict[str, float]:
         if not info.num_eval:
             return {}
-        values = evaluate.evaluate(task, eval_step, current, frozen, rows(), mesh)
+        values = measure_split(current, frozen, rows)
         return {f"eval/{split}/{key}": value for key, value in values.items()}
 
     def draw(current) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
     """The steps. Returns: the last measurement."""
     opts, current, result = job.opts, job.state, None
     eval_every = opts.eval.every_steps or round(opts.eval.every_epochs * job.per_epoch)
-    watch = Stopwatch(opts.data.global_batch_size)
+    watch = Stopwatch(opts.data.global_batch_size, job.task.flops_per_image)
     in_flight, pending = collections.deque(), {}
 
     def settle(number: int, metrics) -> None:

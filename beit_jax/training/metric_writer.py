@@ -17,6 +17,7 @@ import rich.progress
 from PIL import Image
 
 from beit_jax.checkpoint import absolute
+from beit_jax.training import chips
 
 log = logging.getLogger(__name__)
 
@@ -185,10 +186,13 @@ class Stopwatch:
 
     Args:
       global_batch_size: images per step.
+      flops_per_image: of a step, or None where nobody has counted them.
     """
 
-    def __init__(self, global_batch_size: int):
+    def __init__(self, global_batch_size: int, flops_per_image: float | None = None):
         self._images = global_batch_size
+        peak = chips.peak_flops()
+        self._mfu_of_one = flops_per_image / peak if flops_per_image and peak else None
         self._since = None
         self._waited = self._paused = 0.0
         self._step = 0
@@ -218,8 +222,9 @@ class Stopwatch:
 
         Args:
           step: steps of this process so far.
-        Returns: images a second, seconds a step, and the share of time that the step waited for
-          its batch; {} where no whole step has been timed.
+        Returns: images a second, seconds a step, the share of time that the step waited for its
+          batch, and, where work and peak are known, the share of the devices' bfloat16 peak that
+          is used (MFU); {} where no whole step has been timed.
         """
         now = time.monotonic()
         steps, seconds = step - self._step, now - self._since - self._paused
@@ -228,6 +233,8 @@ class Stopwatch:
             values = {"perf/images_per_second": steps * self._images / seconds,
                       "perf/step_seconds": seconds / steps,
                       "perf/input_wait_fraction": min(self._waited / seconds, 1.0)}
+            if self._mfu_of_one:
+                values["perf/mfu"] = values["perf/images_per_second"] * self._mfu_of_one
         self._since, self._step = now, step
         self._waited = self._paused = 0.0
         return values

@@ -14,7 +14,8 @@ SCHEDULES = ("cosine", "cosine_by_epoch", "constant")
 DECAY_RULES = ("matrices", "kernels", "all")
 _UNDECAYED = ("bias", "pos_embed", "cls_token")
 _EMBEDDINGS = ("cls_token", "mask_token", "pos_embed", "patch_embed")
-_STACKED = "blocks"  # the one scope whose leaves have a leading layer axis
+_BLOCKS = "blocks"  # the scope of a backbone's blocks
+_STACKED = {_BLOCKS, "cls_pt_layers"}  # scopes whose leaves have a leading layer axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,9 @@ class OptimOptions:
                              "more")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optim.ema_decay={self.ema_decay} must be 0 or more and below 1")
+        if self.schedule == "constant" and self.min_learning_rate:
+            raise ValueError(f"optim.min_learning_rate={self.min_learning_rate} has no effect "
+                             "here: optim.schedule=constant stays at its peak; remove it")
 
 
 def warmup_cosine(peak: float, end: float, total_steps: int, warmup_steps: int = 0, *,
@@ -115,7 +119,7 @@ def decay_mask(params, options: OptimOptions):
     """True where weight decay applies. Source: microsoft/unilm beit/optim_factory.py."""
     def decays(path, leaf):
         parts = path_of(path).split("/")
-        ndim = leaf.ndim - (parts[0] == _STACKED)
+        ndim = leaf.ndim - bool(_STACKED.intersection(parts))
         if options.decay_rule == "all":
             return True
         if options.decay_rule == "kernels":
@@ -134,12 +138,12 @@ def layer_multipliers(params, layer_decay: float):
     layer_decay ** (depth + 1 - layer).
     Source: BEiT, fine-tuning; microsoft/unilm beit/optim_factory.py.
     """
-    stacked = jax.tree.leaves(params.get(_STACKED, {}))
+    stacked = jax.tree.leaves(params.get(_BLOCKS, {}))
     depth = stacked[0].shape[0] if stacked else 0
 
     def multiplier(path, leaf):
         top = path_of(path).split("/")[0]
-        if top == _STACKED:
+        if top == _BLOCKS:
             rates = layer_decay ** (depth - np.arange(depth, dtype=np.float64))
             return rates.astype(np.float32).reshape((depth,) + (1,) * (leaf.ndim - 1))
         layer = 0 if top in _EMBEDDINGS else depth + 1

@@ -85,7 +85,7 @@ def with_data(config, info):
     Raises: ValueError: the data has no classes.
     """
     config = config.copy_and_resolve_references()
-    for section in ("model", "probe"):
+    for section in ("model", "probe", "target"):
         if (config.get(section) or {}).get("num_classes") != -1:
             continue
         if info.num_classes < 1:

@@ -51,6 +51,8 @@ class InitOptions:
       use_ema: take a run's averaged parameters where it has them.
       allow_missing: regular expressions of parameters that may keep their random values.
       allow_unused: regular expressions of loaded arrays that may be left over.
+      collections: state beside the parameters to take over too, by name ("codebook"); what is not
+        named starts as the task makes it.
     """
 
     checkpoint: str = ""
@@ -58,6 +60,7 @@ class InitOptions:
     use_ema: bool = True
     allow_missing: tuple[str, ...] = ()
     allow_unused: tuple[str, ...] = ()
+    collections: tuple[str, ...] = ()
 
 
 def create(task: Task, tx: optax.GradientTransformation, key: jax.Array, batch_shapes: Any,
@@ -84,14 +87,49 @@ def create(task: Task, tx: optax.GradientTransformation, key: jax.Array, batch_s
     return abstract, lambda: jax.jit(init, out_shardings=where)(key)
 
 
+def begin(state: TrainState, task: Task, options: InitOptions, frozen: Mapping[str, Any],
+          batch: Any, key: jax.Array, mesh: Mesh) -> TrainState:
+    """The state before the first step: weights of config.init, collections of the first batch.
+
+    Args:
+      state: as `create` made it.
+      batch: the first global batch, on the mesh.
+      key: PRNG key of `task.begin`.
+    Raises: ValueError: the checkpoint does not fit.
+    """
+    # where a frozen network takes config.init, the trained parameters start at random
+    if all(network.section != "init" for network in task.frozen.values()):
+        state = load_into(state, options, mesh)
+    if task.begin is None or options.collections:
+        return state
+    where = sharding.shardings(state.model_state, mesh)
+    variables = {"params": state.params, **state.model_state}
+    made = jax.jit(task.begin, out_shardings=where)(variables, frozen, batch, key)
+    return state.replace(model_state=made)
+
+
 def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState:
-    """Replaces the random parameters by those of `options.checkpoint`.
+    """Replaces the random parameters, and `options.collections`, by those of a checkpoint.
 
     Raises: ValueError: paths or shapes do not agree, or an unknown name in `adapt`.
     """
     if options.checkpoint in ("", "random"):
         return state
-    loaded = checkpoint.load_variables(options.checkpoint, use_ema=options.use_ema)
+    taken = {name: state.model_state[name] for name in options.collections
+             if name in state.model_state}
+    if len(taken) < len(options.collections):
+        raise ValueError(f"config.init.collections={options.collections}: this task has "
+                         f"{', '.join(state.model_state) or 'none'}")
+    loaded = checkpoint.load_variables(options.checkpoint, use_ema=options.use_ema,
+                                       collections=bool(taken))
+    if taken:
+        wanted = {path: leaf for path, leaf in checkpoint.flatten(taken).items()}
+        others = tuple(f"{name}/" for name in state.model_state)
+        found = {path: leaf for path, leaf in loaded.items() if path in wanted}
+        loaded = {path: leaf for path, leaf in loaded.items() if not path.startswith(others)}
+        found = fit(found, wanted, InitOptions(options.checkpoint), "config.init")
+        state = state.replace(model_state=state.model_state | checkpoint.unflatten(
+            sharding.place(found, mesh)))
     flat = checkpoint.flatten(state.params)
     fitted = fit(loaded, flat, options, "config.init")
     params = checkpoint.unflatten(flat | sharding.place(fitted, mesh))

@@ -59,7 +59,7 @@ def pretrain(name: str):
         clip_norm=3.0)
     config.eval.every_epochs = 20.0
     if name.endswith("no_blockwise"):
-        config.mask.kind = "random"
+        config.mask = dict(kind="random", num_masked=75)
     if name.startswith("no_tokens"):
         config.target = dict(kind="pixels")
         config.data.target_px = 0

@@ -16,7 +16,8 @@ import numpy as np
 # test_golden_files.py looks.
 KINDS = (
     "mim", "finetune", "train_trace", "dvae", "block_masking", "relpos_index", "posembed_interp",
-    "init_stats", "param_groups", "cosine_schedule",
+    "init_stats", "param_groups", "cosine_schedule", "clip_visual", "dino_vit", "vit_other_size",
+    "mim_aggregated", "quantizer", "kmeans", "vqkd",
 )  # fmt: skip
 
 
@@ -76,8 +77,20 @@ def kind(golden: Golden) -> str:
         return "train_trace"
     if "n_blk_per_group" in config:
         return "dvae"
+    if "param/class_embedding" in names:
+        return "clip_visual"
+    if "out/last_selfattention" in names:
+        return "dino_vit"
+    if "out/pos_embed" in names and "input_size" in config:
+        return "vit_other_size"
+    if "in/cotangent_zq" in names:
+        return "quantizer"
+    if "in/init_means" in names:
+        return "kmeans"
+    if "in/teacher_features" in names:
+        return "vqkd"
     if "param/lm_head.weight" in names and "in/mask" in names:
-        return "mim"
+        return "mim_aggregated" if "out/loss_2" in names else "mim"
     if "param/head.weight" in names and "out/logits" in names and "in/image" in names:
         return "finetune"
     if any(name.endswith("/count_hist") for name in names):

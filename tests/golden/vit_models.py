@@ -23,9 +23,9 @@ def model_of(config: dict, cls=None):
                pool="mean" if config.get("use_mean_pooling", True) else "cls")
 
 
-def weights_of(golden) -> dict:
+def weights_of(golden, fmt: str = "microsoft") -> dict:
     """Our parameter tree of a golden file."""
-    return convert.unflatten(convert.to_ours(golden.params, "microsoft"))
+    return convert.unflatten(convert.to_ours(golden.params, fmt))
 
 
 def image_of(golden, key: str = "image"):

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from beit_jax import dvae_losses as losses
+from beit_jax import metrics
 from beit_jax.tasks import dvae_train
 from configs.dvae import debug
 
@@ -103,11 +104,11 @@ def test_kl_coefficient_is_beta_over_192_at_factor_8():
 
 
 def test_code_use():
-    usage, perplexity = losses.code_use(jnp.full(16, 5.0))
+    usage, perplexity = metrics.code_use(jnp.full(16, 5.0))
     assert (float(usage), float(perplexity)) == pytest.approx((1, 16), rel=1e-5)
-    usage, perplexity = losses.code_use(jnp.array([7.0, 0, 0, 0]))
+    usage, perplexity = metrics.code_use(jnp.array([7.0, 0, 0, 0]))
     assert (float(usage), float(perplexity)) == pytest.approx((0.25, 1))
-    usage, perplexity = losses.code_use(jnp.array([3.0, 1, 0, 0]))
+    usage, perplexity = metrics.code_use(jnp.array([3.0, 1, 0, 0]))
     assert float(perplexity) == pytest.approx(4 / 3**0.75, rel=1e-5)
 
 
@@ -166,7 +167,8 @@ def test_training_lowers_the_loss_and_keeps_several_codes_in_use():
         gradient = jax.value_and_grad(task.loss, has_aux=True)
         (_, (state, metrics)), grads = gradient(params, state, {}, batch, key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), state, opt_state, metrics
+        params = optax.apply_updates(params, updates)
+        return params, task.end_step(state), opt_state, metrics
 
     history = []
     for step in range(300):
@@ -224,16 +226,18 @@ def test_the_loss_follows_its_key(started):
     assert values[0] != values[1] == values[2]
 
 
-def test_steps_of_the_schedules_are_updates_when_gradients_are_accumulated():
-    config = tiny_config(kl_steps=4)
-    config.optim.accumulation_steps = 2
-    task, batch = dvae_train.make(config), batch_of()
-    params, _ = split(start_of(task, batch))
-    loss = jax.jit(task.loss)
-    for calls, expected in ((4, 3.3), (5, 3.3), (8, 6.6)):  # 2, 2 and 4 of 4 updates
-        state = {"schedule": {"step": jnp.int32(calls)}}
-        metrics = loss(params, state, {}, batch, jax.random.key(0))[1][1]
-        assert float(metrics["kl_weight"]) == pytest.approx(expected)
+def test_schedules_move_with_updates_not_with_the_parts_of_a_batch():
+    task, batch = dvae_train.make(tiny_config(kl_steps=4)), batch_of()
+    params, state = split(start_of(task, batch))
+    loss, weights = jax.jit(task.loss), []
+    for _ in range(3):
+        for _ in range(2):  # two parts of one batch
+            _, (state, metrics) = loss(params, state, {}, batch, jax.random.key(0))
+            weights.append(float(metrics["kl_weight"]))
+        state = task.end_step(state)
+    assert weights[0::2] == weights[1::2]
+    assert weights[0] == 0 and weights[4] == pytest.approx(3.3)
+    assert int(state["schedule"]["step"]) == 3
 
 
 def test_pictures_are_rows_of_input_and_two_reconstructions(started):

@@ -2,12 +2,14 @@
 
 import io
 import json
+import types
 
 import numpy as np
+import pytest
 import rich.console
 from PIL import Image
 
-from beit_jax.training import metric_writer
+from beit_jax.training import chips, metric_writer
 from beit_jax.training.metric_writer import LogOptions, MetricWriter, Stopwatch, read_metrics
 
 QUIET = LogOptions(tensorboard=False)
@@ -101,3 +103,20 @@ def test_the_stopwatch_counts_only_training(monkeypatch):
         now[0] += 1000.0
     assert watch.read(5) == {"perf/images_per_second": 16.0, "perf/step_seconds": 2.0,
                              "perf/input_wait_fraction": 0.25}
+
+
+@pytest.mark.parametrize(("kind", "work", "mfu"), [
+    ("NVIDIA H200", 989e9, 0.02), ("NVIDIA H200", None, None), ("cpu", 989e9, None),
+    ("NVIDIA H200 MIG 1g.18gb", 989e9, None)])
+def test_mfu_is_a_share_of_all_peaks_and_absent_where_one_part_is_unknown(
+        monkeypatch, kind, work, mfu):
+    now = [0.0]
+    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(chips.jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)] * 2)
+    monkeypatch.setattr(chips.jax, "device_count", lambda: 2)
+    watch = Stopwatch(40, work)
+    watch.begin(types.SimpleNamespace(block_until_ready=lambda: None))
+    now[0] = 1.0
+    values = watch.read(2)
+    assert values["perf/images_per_second"] == 40.0
+    assert values.get("perf/mfu") == (None if mfu is None else pytest.approx(mfu))

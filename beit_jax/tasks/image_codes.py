@@ -1,0 +1,75 @@
+"""Codes of a frozen tokenizer as targets: what all masked-image tasks share. `config.target`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from beit_jax import flops, options
+from beit_jax.models.vit import patch_grid
+from beit_jax.targets.dvae import DvaeTokenizer
+from beit_jax.targets.vqkd import VqkdTokenizer
+from beit_jax.tasks import task as contract
+
+TOKENIZERS = {"dvae": DvaeTokenizer, "vqkd": VqkdTokenizer}
+
+
+class ImageCodes(NamedTuple):
+    """A tokenizer as a task needs it.
+
+    Attributes:
+      vocab_size: number of codes.
+      frozen: for Task.frozen.
+      codes: (frozen, batch) -> int32 [b, n], without a gradient.
+      flops: work per image, as flops.py counts.
+    """
+
+    vocab_size: int
+    frozen: dict[str, contract.Frozen]
+    codes: Callable
+    flops: float
+
+
+def make(config, num_patches: int) -> ImageCodes:
+    """The tokenizer that config.target names by `kind`, with its sizes.
+
+    Args: num_patches: n, patches of the model that predicts.
+    Raises: ValueError: an unknown kind or key.
+    """
+    kind = config.target.get("kind", "dvae")
+    if kind not in TOKENIZERS:
+        raise ValueError(f"target.kind={kind!r} is none of {', '.join(TOKENIZERS)}")
+    of_loading = ("kind", "checkpoint", "adapt", "use_ema")
+    section = {key: value for key, value in config.target.items() if key not in of_loading}
+    tokenizer = options.build(TOKENIZERS[kind], section, "config.target")
+
+    def codes(frozen, batch):
+        image01 = batch.get("image_for_target", batch["image"]).astype(jnp.float32) / 255.0
+        found = tokenizer.codes(frozen[kind], image01)
+        if found.shape[1] != num_patches:
+            raise ValueError(
+                f"the tokenizer gives {found.shape[1]} codes for images of {image01.shape[1]} px, "
+                f"the model has {num_patches} patches: set data.target_px so that the two grids "
+                "agree")
+        return jax.lax.stop_gradient(found)
+
+    px = config.data.get("target_px") or config.data.image_px
+    work = flops.dvae_encoder(tokenizer, px) if kind == "dvae" else flops.vqkd_encoder(tokenizer)
+    return ImageCodes(tokenizer.vocab_size, {kind: contract.Frozen(tokenizer.init, "target")},
+                      codes, work)
+
+
+def grid_of(config) -> tuple[int, int]:
+    """Patch grid of config.model. Raises: ValueError: sizes that are missing or do not fit."""
+    missing = [key for key in ("image_px", "patch_size") if key not in config.model]
+    if missing:
+        raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
+    return patch_grid(config.model.image_px, config.model.patch_size)
+
+
+def check_vocab_size(config, num_outputs: int, what: str = "codes") -> None:
+    """Refuses a model.vocab_size that the target contradicts. Raises: ValueError."""
+    if config.model.get("vocab_size", num_outputs) != num_outputs:
+        raise ValueError(f"model.vocab_size={config.model.vocab_size}, but the target has "
+                         f"{num_outputs} {what}: leave it out, it follows from config.target")

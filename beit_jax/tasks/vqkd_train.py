@@ -1,0 +1,183 @@
+"""Train the VQ-KD tokenizer: codes from which a frozen teacher's features can be told.
+
+Source: BEiT v2 (arXiv 2208.06366), Sec. 2.1; microsoft/unilm beit2/{modeling_vqkd,
+  norm_ema_quantizer,engine_for_vqkd}.py; TOKENIZER.md there.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beit_jax import augment, flops, losses, metrics, options
+from beit_jax.models.vqkd import Vqkd
+from beit_jax.targets import quantizer, teachers
+from beit_jax.tasks import task as contract
+
+_PATCHES_SHOWN = 8  # of each code, in the pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class VqkdLoss:
+    """config.loss.
+
+    Attributes:
+      commitment_weight: beta, of the distance between vectors and their codes.
+      decay: of the codebook, per update.
+      kmeans_iterations: of the codebook's start on the first global batch; 0: random directions.
+      kmeans_images: images of that batch that k-means sees; 0: all.
+    """
+
+    commitment_weight: float = 1.0
+    decay: float = 0.99
+    kmeans_iterations: int = 10
+    kmeans_images: int = 0
+
+
+def make(config) -> contract.Task:
+    """Encoder and decoder learn by gradients, the codebook by averages.
+
+    Reads config.model (Vqkd), target (a teacher, see targets.teachers), loss, data.mean, data.std
+    (of the encoder's input: 0.5 each gives 2 x - 1). Collections beside the parameters:
+      codebook: embedding [v, c], rows of length 1.
+      usage: cluster_size [v], average over updates of how often each code was chosen.
+      pending: count [v] and total [v, c] of the update that is being worked off; zero between two.
+    Raises: ValueError: values that do not fit together.
+    """
+    contract.check_sections(config, ("model", "target", "loss"))
+    dtype = contract.compute_dtype(config)
+    of_loading = ("checkpoint", "adapt", "use_ema")
+    section = {key: options.freeze(value) for key, value in config.target.items()
+               if key not in of_loading}
+    teacher = teachers.make(section)
+    model = options.build(Vqkd, config.model, "config.model", dtype=dtype, teacher_dim=teacher.dim)
+    rule = options.build(VqkdLoss, config.loss, "config.loss")
+    if teacher.grid != model.grid:
+        raise ValueError(f"the teacher has {teacher.grid[0]}x{teacher.grid[1]} patches, "
+                         f"config.model {model.grid[0]}x{model.grid[1]}: choose sizes that agree")
+    normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
+    size = model.codebook_size
+
+    def init(key, batch):
+        network_key, codebook_key = jax.random.split(key)
+        return {
+            **model.init(network_key, normalise(batch["image"][:1])),
+            "codebook": {"embedding": quantizer.random_codebook(codebook_key, size,
+                                                                model.code_dim)},
+            "usage": {"cluster_size": jnp.zeros(size)},
+            "pending": {"count": jnp.zeros(size), "total": jnp.zeros((size, model.code_dim))},
+        }
+
+    def encode(variables, batch):
+        """float32 [b, n, c], not yet of unit length."""
+        return model.apply({"params": variables["params"]}, normalise(batch["image"]),
+                           method="encode")
+
+    def begin(variables, frozen, batch, key):
+        """The codebook by k-means over the first batch, the same on every device and host."""
+        del frozen
+        collections = {name: value for name, value in variables.items() if name != "params"}
+        if not rule.kmeans_iterations:
+            return collections
+        images = rule.kmeans_images or batch["image"].shape[0]
+        vectors = encode(variables, batch)[:images]
+        samples = quantizer.to_unit(vectors).reshape(-1, model.code_dim)
+        means = quantizer.start_means(key, samples, size)
+        embedding, _ = quantizer.kmeans(samples, means, rule.kmeans_iterations)
+        return collections | {"codebook": {"embedding": embedding}}
+
+    def reconstruct(variables, frozen, batch):
+        """Quantized (see targets.quantizer), and 1 - cosine to the teacher's features [b, n]."""
+        quantized = quantizer.quantize(encode(variables, batch),
+                                       variables["codebook"]["embedding"])
+        predicted = model.apply({"params": variables["params"]}, quantized.output, method="decode")
+        features = teacher.features(frozen["teacher"], batch["image"].astype(jnp.float32) / 255.0)
+        return quantized, losses.cosine_distance(predicted, features)
+
+    def loss(params, state, frozen, batch, key):
+        del key
+        quantized, distance = reconstruct({"params": params, **state}, frozen, batch)
+        reconstruction = jnp.mean(distance)
+        total = rule.commitment_weight * quantized.commitment + reconstruction
+        count, sums = quantizer.statistics(quantized.unit, quantized.codes, size)
+        pending = {"count": state["pending"]["count"] + count,
+                   "total": state["pending"]["total"] + sums}
+        usage, perplexity = metrics.code_use(count)
+        return total, (state | {"pending": pending}, {
+            "loss": total, "reconstruction": reconstruction, "commitment": quantized.commitment,
+            "batch_usage": usage, "batch_perplexity": perplexity})
+
+    def end_step(state):
+        count, total = state["pending"]["count"], state["pending"]["total"]
+        embedding = quantizer.update(state["codebook"]["embedding"], count, total, rule.decay)
+        average = rule.decay * state["usage"]["cluster_size"] + (1.0 - rule.decay) * count
+        return {"codebook": {"embedding": embedding}, "usage": {"cluster_size": average},
+                "pending": jax.tree.map(jnp.zeros_like, state["pending"])}
+
+    def eval_step(variables, frozen, batch):
+        quantized, distance = reconstruct(variables, frozen, batch)
+        chosen = jax.lax.stop_gradient(variables["codebook"]["embedding"][quantized.codes])
+        commitment = jnp.mean(jnp.square(quantized.unit - chosen), axis=(1, 2))  # [b]
+        is_example = batch["is_example"].astype(jnp.float32)
+        weights = jnp.broadcast_to(is_example[:, None], quantized.codes.shape).reshape(-1)
+        one_hot = jax.nn.one_hot(quantized.codes.reshape(-1), size, dtype=jnp.float32)
+        return {"reconstruction": jnp.sum(jnp.mean(distance, axis=1) * is_example),
+                "commitment": jnp.sum(commitment * is_example),
+                "code_counts": weights @ one_hot, "count": jnp.sum(is_example)}
+
+    def summarize(sums):
+        counts = np.asarray(sums["code_counts"])
+        usage, perplexity = metrics.code_use(counts)
+        means = contract.mean_of_sums({k: v for k, v in sums.items() if k != "code_counts"})
+        return means | {
+            "loss": rule.commitment_weight * means["commitment"] + means["reconstruction"],
+            "usage": float(usage), "perplexity": float(perplexity),
+            "dead_codes": float(np.sum(counts == 0))}
+
+    def pictures(variables, frozen, batch, key):
+        """Images beside their codes as colours, and the patches nearest to the most used codes."""
+        del frozen, key
+        image, embedding = batch["image"], variables["codebook"]["embedding"]
+        unit = quantizer.to_unit(encode(variables, batch))
+        codes = quantizer.nearest(unit, embedding)
+        return {"code_maps": code_maps(image, codes, model.grid, size),
+                "nearest_patches": nearest_patches(image, unit, codes, embedding, model.grid)}
+
+    work = flops.train_step(flops.vqkd(model), flops.teacher(teacher.network, teacher.dim))
+    return contract.Task(init, loss, eval_step, summarize, pictures=pictures, begin=begin,
+                         end_step=end_step, flops_per_image=work,
+                         frozen={"teacher": contract.Frozen(teacher.init, "target")})
+
+
+def code_maps(image, codes, grid: tuple[int, int], size: int):
+    """Each image beside its map of codes, one colour a code.
+
+    Args: image: uint8 [b, h, w, 3]; codes: int [b, n]; grid: (rows, columns); size: v.
+    Returns: uint8 [b, h, 2 w, 3].
+    """
+    colours = jax.random.randint(jax.random.key(0), (size, 3), 32, 256).astype(jnp.uint8)
+    shown = colours[codes].reshape(-1, *grid, 3)
+    for axis in (1, 2):
+        shown = jnp.repeat(shown, image.shape[axis] // grid[axis - 1], axis)
+    return jnp.concatenate([image, shown], axis=2)
+
+
+def nearest_patches(image, unit, codes, embedding, grid: tuple[int, int]):
+    """For the codes that the batch uses most, a row of the patches nearest to each.
+
+    Args: image: uint8 [b, h, w, 3]; unit: [b, n, c]; codes: int [b, n]; embedding: [v, c].
+    Returns: uint8 [min(b, v), p, 8 p, 3], codes in order of use.
+    """
+    b, h, w, _ = image.shape
+    rows, columns = grid
+    patches = image.reshape(b, rows, h // rows, columns, w // columns, 3)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h // rows, w // columns, 3)
+    counts = jnp.zeros(embedding.shape[0]).at[codes.reshape(-1)].add(1.0)
+    _, chosen = jax.lax.top_k(counts, min(b, embedding.shape[0]))
+    similarity = jnp.matmul(embedding[chosen], unit.reshape(-1, unit.shape[-1]).T,
+                            precision="highest")
+    _, nearest = jax.lax.top_k(similarity, min(_PATCHES_SHOWN, patches.shape[0]))  # [k, 8]
+    shown = patches[nearest].transpose(0, 2, 1, 3, 4)  # [k, p, 8, p, 3]
+    return shown.reshape(*shown.shape[:2], -1, 3)
