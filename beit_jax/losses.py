@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from beit_jax.vectors import to_unit
+
 
 def weighted_mean(values, weights):
     """Sum of values * weights over the sum of weights, at least 1. Both of one shape."""
@@ -36,7 +38,4 @@ def squared_error(predicted, target):
 
 def cosine_distance(predicted, target):
     """1 - cosine along the last axis: [..., c] -> float32 [...]."""
-    def to_unit(x):
-        x = x.astype(jnp.float32)
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return 1.0 - jnp.sum(to_unit(predicted) * to_unit(target), axis=-1)

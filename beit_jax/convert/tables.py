@@ -160,6 +160,7 @@ VQKD_IGNORED = (
     (r"quantize\.embedding\.(cluster_size|embed_avg|initted)", "never read once codes are there"),
     (r"teacher_model\..*", "the frozen teacher: convert its own file instead"),
     (r"scaling_layer\..*", "constants of the teacher's normalisation"),
+    (r"loss.*", "of the training, no weights"),
 )
 
 

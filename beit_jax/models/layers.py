@@ -119,19 +119,21 @@ class Linear(nn.Module):
     bias_init: Any = nn.initializers.zeros
     dtype: Any = jnp.float32  # of the factors
     output_dtype: Any = None  # of sums, bias and result; None: as dtype
+    precision: Any = None  # "highest": full float32 products on accelerators too
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        out = matmul(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+        out = matmul(x.astype(self.dtype), kernel, self.output_dtype or self.dtype,
+                     self.precision)
         return out + bias.astype(out.dtype)
 
 
-def matmul(x, kernel, output_dtype=None):
+def matmul(x, kernel, output_dtype=None, precision=None):
     """x [..., d] @ kernel [d, f] over folded leading axes -> [..., f]; the kernel in x's dtype."""
     out = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype),
-                     preferred_element_type=output_dtype or x.dtype)
+                     precision=precision, preferred_element_type=output_dtype or x.dtype)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

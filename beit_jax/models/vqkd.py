@@ -10,14 +10,14 @@ from beit_jax.models.vit import VisionTransformer, patch_grid
 
 
 class PatchTower(VisionTransformer):
-    """ViT whose patch tokens are normalised one by one. image [b, h, w, c] -> [b, n, d]."""
+    """ViT whose patch tokens are normalised one by one: [b, h, w, c] -> float32 [b, n, d]."""
 
     def setup(self):
         super().setup()
         self.fc_norm = layers.LayerNorm(self.epsilon)
 
     def __call__(self, image):
-        return self.fc_norm(self.encode(image)[:, 1:])
+        return self.fc_norm(self.encode(image)[:, 1:].astype(jnp.float32))
 
 
 class TaskLayer(nn.Module):
@@ -25,13 +25,14 @@ class TaskLayer(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x):
-        init = nn.initializers.normal(0.02)
-        h = jnp.tanh(layers.Linear(x.shape[-1], kernel_init=init, dtype=self.dtype, name="fc1")(x))
-        return layers.Linear(self.features, kernel_init=init, dtype=self.dtype,
-                             output_dtype=jnp.float32, name="fc2")(h)
+        shared = dict(kernel_init=nn.initializers.normal(0.02), dtype=self.dtype,
+                      precision=self.precision)
+        h = jnp.tanh(layers.Linear(x.shape[-1], **shared, name="fc1")(x))
+        return layers.Linear(self.features, **shared, output_dtype=jnp.float32, name="fc2")(h)
 
 
 class Vqkd(nn.Module):
@@ -79,14 +80,14 @@ class Vqkd(nn.Module):
 
     def setup(self):
         self.encoder = self._tower(self.image_px, self.patch_size, self.depth)
-        self.encode_task_layer = TaskLayer(self.code_dim)
+        self.encode_task_layer = TaskLayer(self.code_dim, precision="highest")
         # a code is a pixel of an "image" as large as the patch grid
         self.decoder = self._tower(self.grid[0], 1, self.decoder_depth)
         self.decode_task_layer = TaskLayer(self.teacher_dim, self.dtype)
 
     def encode(self, image):
         """image [b, h, w, 3], normalised -> what is to be quantized, float32 [b, n, c]."""
-        return self.encode_task_layer(self.encoder(image).astype(jnp.float32))
+        return self.encode_task_layer(self.encoder(image))
 
     def decode(self, vectors):
         """Vectors of codes [b, n, c] -> predicted teacher features, float32 [b, n, t]."""

@@ -65,11 +65,16 @@ class DvaeTokenizer:
         encoder = {"params": variables["params"]["encoder"]}
         return self._encoder().apply(encoder, map_pixels(image01))
 
-    def codes(self, variables: dict, image01: jax.Array) -> jax.Array:
+    def num_codes(self, image_px: int) -> int:
+        """Codes of a square image."""
+        return (image_px // self.downsampling) ** 2
+
+    def codes(self, variables: dict, image01: jax.Array, positions=None) -> jax.Array:
         """int32 [b, n], n = (h/f)(w/f), row-major: the likeliest code of every position (the
-        lowest one of a tie); no noise, no temperature."""
+        lowest one of a tie); no noise, no temperature. positions int [b, m]: of these alone."""
         logits = self.encode_logits(variables, image01)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32).reshape(logits.shape[0], -1)
+        codes = jnp.argmax(logits, axis=-1).astype(jnp.int32).reshape(logits.shape[0], -1)
+        return codes if positions is None else jnp.take_along_axis(codes, positions, axis=1)
 
     def decode_stats(self, variables: dict, codes: jax.Array) -> jax.Array:
         """Codes int [b, gh, gw], or relaxed or one-hot [b, gh, gw, v] -> float32 [b, h, w, 6]."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from beit_jax.vectors import to_unit
+
 
 class Quantized(NamedTuple):
     """What becomes of vectors [..., c].
@@ -20,20 +22,13 @@ class Quantized(NamedTuple):
       unit: the vectors at length 1, [..., c].
       codes: int32 [...], the nearest code; of a tie the lowest.
       output: [..., c], the code's vector in the forward pass; its gradient goes to `unit`.
-      commitment: scalar, mean over all elements of (unit - code's vector)^2.
+      commitment: [...], mean over the c components of (unit - code's vector)^2.
     """
 
     unit: jax.Array
     codes: jax.Array
     output: jax.Array
     commitment: jax.Array
-
-
-def to_unit(x):
-    """x / |x| along the last axis, float32; zero vectors stay zero."""
-    x = x.astype(jnp.float32)
-    # the floor stands under the root: its derivative at zero would be a NaN
-    return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def random_codebook(key, size: int, dim: int):
@@ -55,7 +50,7 @@ def quantize(vectors, codebook) -> Quantized:
     codes = nearest(unit, codebook)
     chosen = jax.lax.stop_gradient(codebook[codes])
     return Quantized(unit, codes, unit + jax.lax.stop_gradient(chosen - unit),
-                     jnp.mean(jnp.square(unit - chosen)))
+                     jnp.mean(jnp.square(unit - chosen), axis=-1))
 
 
 def statistics(unit, codes, size: int):
@@ -100,7 +95,6 @@ def kmeans(samples, means, iterations: int):
     def step(_, carry):
         means, _ = carry
         count, total = statistics(samples, nearest(samples, means), means.shape[0])
-        moved = to_unit(total / jnp.maximum(count, 1.0)[:, None])
-        return jnp.where(count[:, None] > 0, moved, means), count
+        return update(means, count, total, 0.0), count
 
     return jax.lax.fori_loop(0, iterations, step, (means, jnp.zeros(means.shape[0])))

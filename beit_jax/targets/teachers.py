@@ -199,19 +199,3 @@ TEACHERS = {
     "dino_vitb16": DinoVitb16,
     "dino_vits16": DinoVits16,
 }
-
-
-def make(section: Mapping[str, Any]):
-    """The teacher that a section names by `kind`; its other keys are the teacher's fields.
-
-    Raises: ValueError: an unknown kind or key, or a value that the teacher refuses.
-    """
-    fields = dict(section)
-    kind = fields.pop("kind", "")
-    if kind not in TEACHERS:
-        raise ValueError(f"teacher kind={kind!r} is none of {', '.join(TEACHERS)}")
-    known = {field.name for field in dataclasses.fields(TEACHERS[kind])}
-    if unknown := sorted(fields.keys() - known):
-        raise ValueError(f"{unknown[0]} is no field of teacher {kind}; known: "
-                         f"{', '.join(sorted(known))}")
-    return TEACHERS[kind](**fields)

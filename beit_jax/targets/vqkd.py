@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from beit_jax.models.vqkd import Vqkd
 from beit_jax.targets import quantizer
+from beit_jax.vectors import to_unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,19 @@ class VqkdTokenizer:
         codebook = quantizer.random_codebook(codebook_key, self.codebook_size, self.code_dim)
         return {**variables, "codebook": {"embedding": codebook}}
 
-    def codes(self, variables: dict, image01: jax.Array) -> jax.Array:
-        """int32 [b, n], row-major: the nearest code of every patch (the lowest of a tie).
+    def num_codes(self, image_px: int) -> int:
+        """Codes of a square image."""
+        return (image_px // self.patch_size) ** 2
 
+    def codes(self, variables: dict, image01: jax.Array, positions=None) -> jax.Array:
+        """The nearest code of every patch, row-major (the lowest of a tie).
+
+        Args: positions: int [b, m], the patches to search for alone; None: all n.
+        Returns: int32 [b, n], or [b, m].
         Raises: ValueError: the image has another size than the tokenizer.
         """
         image = (image01 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         vectors = self._network().apply({"params": variables["params"]}, image, method="encode")
-        return quantizer.nearest(quantizer.to_unit(vectors), variables["codebook"]["embedding"])
+        if positions is not None:
+            vectors = jnp.take_along_axis(vectors, positions[..., None], axis=1)
+        return quantizer.nearest(to_unit(vectors), variables["codebook"]["embedding"])

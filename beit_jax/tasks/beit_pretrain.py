@@ -63,22 +63,20 @@ def make(config) -> contract.Task:
     mask.check(grid)
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
 
-    def targets_of(frozen, batch):
-        """int [b, n] codes, or float [b, n, c] pixels; no gradient reaches them."""
+    def targets_of(frozen, batch, slots):
+        """int [b, m] codes, or float [b, m, c] pixels; no gradient reaches them."""
         if tokens is not None:
-            return tokens.codes(frozen, batch)
-        return pixels.patch_pixels(normalise(batch["image"]), model.patch_size,
-                                   normalise=kind == "normalised_pixels")
+            return tokens.codes(frozen, batch, slots)
+        values = pixels.patch_pixels(normalise(batch["image"]), model.patch_size,
+                                     normalise=kind == "normalised_pixels")
+        return values if slots is None else jnp.take_along_axis(values, slots[..., None], axis=1)
 
     def predict(params, frozen, batch, is_masked, **kwargs):
         """Loss and hit per slot, and which slots count: each [b, m]."""
-        target = targets_of(frozen, batch)
-        slots = None
-        counts = jnp.ones(is_masked.shape, bool)
+        slots, counts = None, jnp.ones(is_masked.shape, bool)
         if positions == "masked":
             slots, counts = masking.masked_positions(is_masked, mask.num_masked)
-            index = slots if target.ndim == 2 else slots[..., None]
-            target = jnp.take_along_axis(target, index, axis=1)
+        target = targets_of(frozen, batch, slots)
         out = model.apply({"params": params}, normalise(batch["image"]), is_masked, slots,
                           **kwargs)  # [b, m, v]
         if tokens is None:

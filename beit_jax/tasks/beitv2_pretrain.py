@@ -37,7 +37,7 @@ def make(config) -> contract.Task:
     def predict(params, frozen, batch, is_masked, **kwargs):
         """Errors and hits of both predictions, {"name": [b, m]}, and which slots count [b, m]."""
         slots, counts = masking.masked_positions(is_masked, mask.num_masked)
-        codes = jnp.take_along_axis(tokens.codes(frozen, batch), slots, axis=1)
+        codes = tokens.codes(frozen, batch, slots)
         final, aggregated = model.apply({"params": params}, normalise(batch["image"]), is_masked,
                                         slots, **kwargs)  # each [b, m, v]
         values = {

@@ -21,7 +21,7 @@ class ImageCodes(NamedTuple):
     Attributes:
       vocab_size: number of codes.
       frozen: for Task.frozen.
-      codes: (frozen, batch) -> int32 [b, n], without a gradient.
+      codes: (frozen, batch, positions int [b, m] or None for all) -> int32 [b, m], no gradient.
       flops: work per image, as flops.py counts.
     """
 
@@ -40,19 +40,17 @@ def make(config, num_patches: int) -> ImageCodes:
     kind = config.target.get("kind", "dvae")
     if kind not in TOKENIZERS:
         raise ValueError(f"target.kind={kind!r} is none of {', '.join(TOKENIZERS)}")
-    of_loading = ("kind", "checkpoint", "adapt", "use_ema")
-    section = {key: value for key, value in config.target.items() if key not in of_loading}
+    section = contract.network_fields(config.target, "config.target")
     tokenizer = options.build(TOKENIZERS[kind], section, "config.target")
 
-    def codes(frozen, batch):
+    def codes(frozen, batch, positions=None):
         image01 = batch.get("image_for_target", batch["image"]).astype(jnp.float32) / 255.0
-        found = tokenizer.codes(frozen[kind], image01)
-        if found.shape[1] != num_patches:
+        given = tokenizer.num_codes(image01.shape[1])
+        if given != num_patches:
             raise ValueError(
-                f"the tokenizer gives {found.shape[1]} codes for images of {image01.shape[1]} px, "
-                f"the model has {num_patches} patches: set data.target_px so that the two grids "
-                "agree")
-        return jax.lax.stop_gradient(found)
+                f"the tokenizer gives {given} codes for images of {image01.shape[1]} px, the model "
+                f"has {num_patches} patches: set data.target_px so that the two grids agree")
+        return jax.lax.stop_gradient(tokenizer.codes(frozen[kind], image01, positions))
 
     px = config.data.get("target_px") or config.data.image_px
     work = flops.dvae_encoder(tokenizer, px) if kind == "dvae" else flops.vqkd_encoder(tokenizer)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from beit_jax import options
 
+# keys of a section that say where frozen weights come from; the others describe the network
+OF_LOADING = ("checkpoint", "adapt", "use_ema")
+DTYPES = ("float32", "bfloat16")
 # config sections that belong to tasks; each task names those it reads
 TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe")
 
@@ -69,9 +72,20 @@ def compute_dtype(config) -> Any:
     name = config.get("dtype", "auto")
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"config.dtype={name!r} is none of auto, float32, bfloat16")
+    if name not in DTYPES:
+        raise ValueError(f"config.dtype={name!r} is none of auto, {', '.join(DTYPES)}")
     return jnp.dtype(name)
+
+
+def network_fields(section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a section that describe a frozen network, without those of its loading and kind.
+
+    Raises: ValueError: an unknown dtype.
+    """
+    fields = {key: value for key, value in section.items() if key not in (*OF_LOADING, "kind")}
+    if fields.get("dtype", DTYPES[0]) not in DTYPES:
+        raise ValueError(f"{where}.dtype={fields['dtype']!r} is none of {', '.join(DTYPES)}")
+    return fields
 
 
 def check_sections(config, reads: tuple[str, ...]) -> None:

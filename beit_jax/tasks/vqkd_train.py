@@ -15,6 +15,7 @@ from beit_jax import augment, flops, losses, metrics, options
 from beit_jax.models.vqkd import Vqkd
 from beit_jax.targets import quantizer, teachers
 from beit_jax.tasks import task as contract
+from beit_jax.vectors import to_unit
 
 _PATCHES_SHOWN = 8  # of each code, in the pictures
 
@@ -27,13 +28,29 @@ class VqkdLoss:
       commitment_weight: beta, of the distance between vectors and their codes.
       decay: of the codebook, per update.
       kmeans_iterations: of the codebook's start on the first global batch; 0: random directions.
-      kmeans_images: images of that batch that k-means sees; 0: all.
+      kmeans_images: images of that batch that k-means sees, from its first on.
     """
 
     commitment_weight: float = 1.0
     decay: float = 0.99
     kmeans_iterations: int = 10
-    kmeans_images: int = 0
+    kmeans_images: int = 64
+
+    def __post_init__(self):
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"config.loss.decay={self.decay} must be 0 or more and below 1")
+        if self.kmeans_iterations < 0 or self.kmeans_images < 1:
+            raise ValueError(f"config.loss: kmeans_iterations={self.kmeans_iterations} must not be "
+                             f"negative, kmeans_images={self.kmeans_images} must be above 0")
+
+
+def teacher_of(config):
+    """The teacher that config.target names. Raises: ValueError: an unknown kind or key."""
+    kind = config.target.get("kind", "")
+    if kind not in teachers.TEACHERS:
+        raise ValueError(f"target.kind={kind!r} is none of {', '.join(teachers.TEACHERS)}")
+    return options.build(teachers.TEACHERS[kind],
+                         contract.network_fields(config.target, "config.target"), "config.target")
 
 
 def make(config) -> contract.Task:
@@ -48,15 +65,17 @@ def make(config) -> contract.Task:
     """
     contract.check_sections(config, ("model", "target", "loss"))
     dtype = contract.compute_dtype(config)
-    of_loading = ("checkpoint", "adapt", "use_ema")
-    section = {key: options.freeze(value) for key, value in config.target.items()
-               if key not in of_loading}
-    teacher = teachers.make(section)
+    teacher = teacher_of(config)
     model = options.build(Vqkd, config.model, "config.model", dtype=dtype, teacher_dim=teacher.dim)
     rule = options.build(VqkdLoss, config.loss, "config.loss")
     if teacher.grid != model.grid:
         raise ValueError(f"the teacher has {teacher.grid[0]}x{teacher.grid[1]} patches, "
                          f"config.model {model.grid[0]}x{model.grid[1]}: choose sizes that agree")
+    if config.optim.get("ema_decay", 0.0):
+        raise ValueError("config.optim.ema_decay: the codebook belongs to the encoder as it is, "
+                         "not to its average: remove it")
+    if config.data.get("target_px", 0):
+        raise ValueError("config.data.target_px: teacher and encoder see the same image: remove it")
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
     size = model.codebook_size
 
@@ -81,9 +100,8 @@ def make(config) -> contract.Task:
         collections = {name: value for name, value in variables.items() if name != "params"}
         if not rule.kmeans_iterations:
             return collections
-        images = rule.kmeans_images or batch["image"].shape[0]
-        vectors = encode(variables, batch)[:images]
-        samples = quantizer.to_unit(vectors).reshape(-1, model.code_dim)
+        vectors = encode(variables, {"image": batch["image"][:rule.kmeans_images]})
+        samples = to_unit(vectors).reshape(-1, model.code_dim)
         means = quantizer.start_means(key, samples, size)
         embedding, _ = quantizer.kmeans(samples, means, rule.kmeans_iterations)
         return collections | {"codebook": {"embedding": embedding}}
@@ -99,14 +117,14 @@ def make(config) -> contract.Task:
     def loss(params, state, frozen, batch, key):
         del key
         quantized, distance = reconstruct({"params": params, **state}, frozen, batch)
-        reconstruction = jnp.mean(distance)
-        total = rule.commitment_weight * quantized.commitment + reconstruction
+        reconstruction, commitment = jnp.mean(distance), jnp.mean(quantized.commitment)
+        total = rule.commitment_weight * commitment + reconstruction
         count, sums = quantizer.statistics(quantized.unit, quantized.codes, size)
         pending = {"count": state["pending"]["count"] + count,
                    "total": state["pending"]["total"] + sums}
         usage, perplexity = metrics.code_use(count)
         return total, (state | {"pending": pending}, {
-            "loss": total, "reconstruction": reconstruction, "commitment": quantized.commitment,
+            "loss": total, "reconstruction": reconstruction, "commitment": commitment,
             "batch_usage": usage, "batch_perplexity": perplexity})
 
     def end_step(state):
@@ -118,14 +136,12 @@ def make(config) -> contract.Task:
 
     def eval_step(variables, frozen, batch):
         quantized, distance = reconstruct(variables, frozen, batch)
-        chosen = jax.lax.stop_gradient(variables["codebook"]["embedding"][quantized.codes])
-        commitment = jnp.mean(jnp.square(quantized.unit - chosen), axis=(1, 2))  # [b]
         is_example = batch["is_example"].astype(jnp.float32)
-        weights = jnp.broadcast_to(is_example[:, None], quantized.codes.shape).reshape(-1)
-        one_hot = jax.nn.one_hot(quantized.codes.reshape(-1), size, dtype=jnp.float32)
+        weights = jnp.broadcast_to(is_example[:, None], quantized.codes.shape)
         return {"reconstruction": jnp.sum(jnp.mean(distance, axis=1) * is_example),
-                "commitment": jnp.sum(commitment * is_example),
-                "code_counts": weights @ one_hot, "count": jnp.sum(is_example)}
+                "commitment": jnp.sum(jnp.mean(quantized.commitment, axis=1) * is_example),
+                "code_counts": jnp.zeros(size).at[quantized.codes].add(weights),
+                "count": jnp.sum(is_example)}
 
     def summarize(sums):
         counts = np.asarray(sums["code_counts"])
@@ -140,7 +156,7 @@ def make(config) -> contract.Task:
         """Images beside their codes as colours, and the patches nearest to the most used codes."""
         del frozen, key
         image, embedding = batch["image"], variables["codebook"]["embedding"]
-        unit = quantizer.to_unit(encode(variables, batch))
+        unit = to_unit(encode(variables, batch))
         codes = quantizer.nearest(unit, embedding)
         return {"code_maps": code_maps(image, codes, model.grid, size),
                 "nearest_patches": nearest_patches(image, unit, codes, embedding, model.grid)}

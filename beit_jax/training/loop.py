@@ -69,8 +69,8 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
     with (sharding.use(mesh), jax.default_matmul_precision(precision),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
-        if evaluate_only and checkpoints.latest_step() is None and not opts.init.checkpoint:
-            raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
+        if evaluate_only and checkpoints.latest_step() is None:
+            state.check_evaluable(task, opts.init, workdir)
         job = assemble(config, opts, name, mesh, task, info, checkpoints)
         if evaluate_only:
             return job.measure(job.state)

@@ -136,10 +136,14 @@ def layer_multipliers(params, layer_decay: float):
 
     Embeddings and tokens are layer 0, block i is i + 1, all else depth + 1; the multiplier is
     layer_decay ** (depth + 1 - layer).
+    Raises: ValueError: the network has no blocks.
     Source: BEiT, fine-tuning; microsoft/unilm beit/optim_factory.py.
     """
     stacked = jax.tree.leaves(params.get(_BLOCKS, {}))
-    depth = stacked[0].shape[0] if stacked else 0
+    if not stacked:
+        raise ValueError(f"config.optim.layer_decay={layer_decay}, but this network has no stack "
+                         "of blocks to grade: remove it")
+    depth = stacked[0].shape[0]
 
     def multiplier(path, leaf):
         top = path_of(path).split("/")[0]

@@ -20,6 +20,8 @@ from beit_jax.training import sharding
 
 log = logging.getLogger(__name__)
 
+NO_CHECKPOINT = ("", "random")  # values of config.init.checkpoint that load nothing
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -100,12 +102,27 @@ def begin(state: TrainState, task: Task, options: InitOptions, frozen: Mapping[s
     # where a frozen network takes config.init, the trained parameters start at random
     if all(network.section != "init" for network in task.frozen.values()):
         state = load_into(state, options, mesh)
-    if task.begin is None or options.collections:
+    if task.begin is None:
         return state
     where = sharding.shardings(state.model_state, mesh)
     variables = {"params": state.params, **state.model_state}
     made = jax.jit(task.begin, out_shardings=where)(variables, frozen, batch, key)
+    if options.checkpoint not in NO_CHECKPOINT:
+        made = made | {name: state.model_state[name] for name in options.collections}
     return state.replace(model_state=made)
+
+
+def check_evaluable(task: Task, options: InitOptions, workdir: str) -> None:
+    """Refuses to measure a workdir without checkpoints unless config.init says what to measure.
+
+    Raises: FileNotFoundError: nothing to measure. ValueError: a state made of the data's first
+      batch would be measured in place of the checkpoint's.
+    """
+    if not options.checkpoint:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
+    if task.begin is not None and not options.collections:
+        raise ValueError(f"config.init.checkpoint={options.checkpoint}: to evaluate it, name the "
+                         "state beside its parameters too, config.init.collections")
 
 
 def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState:
@@ -113,13 +130,13 @@ def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState
 
     Raises: ValueError: paths or shapes do not agree, or an unknown name in `adapt`.
     """
-    if options.checkpoint in ("", "random"):
-        return state
     taken = {name: state.model_state[name] for name in options.collections
              if name in state.model_state}
     if len(taken) < len(options.collections):
         raise ValueError(f"config.init.collections={options.collections}: this task has "
                          f"{', '.join(state.model_state) or 'none'}")
+    if options.checkpoint in NO_CHECKPOINT:
+        return state
     loaded = checkpoint.load_variables(options.checkpoint, use_ema=options.use_ema,
                                        collections=bool(taken))
     if taken:

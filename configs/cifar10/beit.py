@@ -11,7 +11,7 @@ In place of DIR: "smoke". All numbers are ours; docs/results.md says what came o
 
 from configs import common
 
-EPOCHS = dict(tokenizer=2.0, pretrain=12.0, finetune=4.0, probe=1.0)
+EPOCHS = dict(tokenizer=2.0, pretrain=12.0, finetune=2.0, probe=1.0)
 CODES = 256
 # 16 px views, a code for each 2 px of them: an 8 x 8 grid, as the patches of 4 px
 TOKENIZER = dict(vocab_size=CODES, n_hid=16, n_init=32, num_groups=2, blocks_per_group=1)

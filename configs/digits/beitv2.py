@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 TOKENIZER = dict(image_px=32, patch_size=8, width=96, depth=2, num_heads=3, code_dim=16,
                  codebook_size=64)
 BACKBONE = dict(image_px=32, patch_size=8, width=96, depth=4, num_heads=3, layer_scale_init=0.1)
-AGGREGATION = dict(early_layer=3, head_layers=1)
+AGGREGATION = dict(early_layer=2, head_layers=2)
 ROWS = {"agg": "with aggregation", "flat": "without"}
 MEASURES = {"probe_cls": "probe of class token", "probe_mean": "probe of patch mean",
             "finetune": "fine-tuned"}

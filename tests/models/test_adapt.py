@@ -79,3 +79,13 @@ def test_drop_head_keeps_a_head_that_fits():
 def test_a_table_of_no_square_grid_is_refused(rows):
     with pytest.raises(ValueError, match=f"{rows} rows"):
         adapt.interpolate_rel_pos_table(np.zeros((52, 1)), rows)
+
+
+def test_the_encoder_of_a_tokenizer_becomes_a_backbone():
+    loaded = {"encoder/cls_token": np.ones(4), "encoder/blocks/norm1/scale": np.ones((2, 4)),
+              "encoder/fc_norm/scale": np.full(4, 2.0), "encode_task_layer/fc1/bias": np.ones(4),
+              "decoder/cls_token": np.zeros(4), "codebook/embedding": np.ones((16, 8))}
+    out = adapt.take_encoder(loaded, {})
+    assert set(out) == {"cls_token", "blocks/norm1/scale", "fc_norm/scale"}
+    assert out["cls_token"] is loaded["encoder/cls_token"]
+    assert out["fc_norm/scale"] is loaded["encoder/fc_norm/scale"]

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from beit_jax import checkpoint
 from beit_jax.training import loop, sharding
 from beit_jax.training.sharding import MeshOptions
 
@@ -36,8 +38,14 @@ def environment(devices):
 def one_device(worker, tmp_path_factory):
     """Workdir of the recipe on one device."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    loop.run(worker.recipe(), workdir)
+    loop.run(worker.pretraining(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def codebooks(worker, tmp_path_factory):
+    """What a tokenizer's first steps make on one device."""
+    return worker.codebooks(tmp_path_factory.mktemp("codebooks"))
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +75,26 @@ def test_eight_devices_equal_one(eight, one_device, worker, mesh):
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(eight, one_device, worker, tmp_path):
-    config = worker.recipe()
+    config = worker.pretraining()
     config.total_steps = 5
     for name, workdir in (("eight", eight[1] / "mixed"), ("one", one_device)):
         shutil.copytree(workdir, tmp_path / name)
         loop.run(config, tmp_path / name)
     assert_close(worker.losses(tmp_path / "eight"), worker.losses(tmp_path / "one"))
+
+
+def test_vectors_on_eight_devices_move_the_codebook_as_on_one(eight, worker):
+    np.testing.assert_allclose(eight[0]["update"], worker.update(), atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2], ids=["kmeans", "step_1", "step_2"])
+def test_a_tokenizer_on_eight_devices_has_the_codebook_of_one(eight, codebooks, step):
+    found, expected = eight[0]["codebooks"][step], codebooks[step]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+    if step == 2:  # the first step's batch is that of k-means, which leaves nothing to move
+        assert np.abs(np.subtract(expected["codebook"], codebooks[0]["codebook"])).max() > 1e-3
 
 
 SPLIT = {  # path of a parameter -> spec on the mesh data=2, fsdp=2, tensor=2
@@ -111,21 +133,26 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def test_two_processes_equal_one(one_device, worker, tmp_path):
+def test_two_processes_equal_one(one_device, codebooks, worker, tmp_path):
     """Real processes with two devices each, through the command line, on one shared folder."""
     config = tmp_path / "recipe.py"
     folder = str(ROOT / "tests/multidevice")
     config.write_text(f"import sys; sys.path.insert(0, {folder!r})\n"
-                      "from worker import recipe\n"
-                      "def get_config(): return recipe()\n")
+                      "from worker import pretraining, tokenizer\n"
+                      "from configs import common\n"
+                      "def get_config():\n"
+                      "    config = common.staged()\n"
+                      "    config.stages = dict(tokenizer=tokenizer(), pretrain=pretraining())\n"
+                      "    return config\n")
     port, workdir = free_port(), tmp_path / "run"
 
     def start(steps):
         return [subprocess.Popen(
             [sys.executable, "-m", "beit_jax.main", "--config", config, "--workdir", workdir,
              "--coordinator", f"localhost:{port}", "--num_processes", "2", "--process_id", str(i),
-             f"--config.total_steps={steps}"], env=environment(2), cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
+             f"--config.stages.pretrain.total_steps={steps}"],
+            env=environment(2), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT) for i in range(2)]
 
     def finish(processes):
         try:
@@ -139,7 +166,10 @@ def test_two_processes_equal_one(one_device, worker, tmp_path):
     first, second = finish(start(4))
     assert "2 process(es), 4 cpu device(s)" in first
     assert "step 4/4" in first and "step 4/4" not in second  # one of them writes
-    assert_close(worker.losses(workdir), worker.losses(one_device))
+    assert_close(worker.losses(workdir / "pretrain"), worker.losses(one_device))
+    collections = checkpoint.load_variables(workdir / "tokenizer", collections=True)
+    np.testing.assert_allclose(collections["codebook/embedding"], codebooks[2]["codebook"],
+                               rtol=2e-4, atol=1e-5)
     first, _ = finish(start(5))
     assert "goes on from step 4 of 5" in first and "step 5/5" in first
 

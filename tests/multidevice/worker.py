@@ -3,6 +3,7 @@
 XLA_FLAGS must be set before jax starts, therefore by whoever starts this file.
 """
 
+import contextlib
 import json
 import sys
 
@@ -13,13 +14,16 @@ import numpy as np
 import optax
 
 from beit_jax import tasks
-from beit_jax.training import loop, sharding, state
+from beit_jax.checkpoint import Checkpoints
+from beit_jax.data import pipeline
+from beit_jax.targets import quantizer
+from beit_jax.training import loop, recipe, sharding, state
 from beit_jax.training.metric_writer import read_metrics
 
 MESHES = {"data": dict(data=8), "mixed": dict(data=2, fsdp=-1, tensor=2)}
 
 
-def recipe(**mesh):
+def pretraining(**mesh):
     """A small BEiT pre-training in float32, 4 steps."""
     from configs.beit import pretrain_in1k
 
@@ -29,6 +33,59 @@ def recipe(**mesh):
     config.log.update(every_steps=1, tensorboard=False)
     config.optim.ema_decay = 0.9
     return config
+
+
+def tokenizer(**mesh):
+    """A small VQ-KD in float32, 2 steps from the first one on at the full rate."""
+    from configs.digits import beitv2
+
+    config = beitv2.get_config("smoke").stages.tokenizer
+    config.update(total_steps=2, dtype="float32", matmul_precision="highest")
+    config.mesh.update(mesh)
+    config.target.checkpoint = "random"
+    config.model.depth = config.target.model.depth = 1
+    config.loss.decay = 0.9
+    config.optim.warmup_steps = 0
+    config.eval.pictures = 0
+    config.log.update(every_steps=1, tensorboard=False)
+    return config
+
+
+def codebooks(workdir, **mesh):
+    """What k-means makes, and each of two steps: codebook, usage and metrics."""
+    config = tokenizer(**mesh)
+    opts, found = recipe.read(config), []
+    made, task = sharding.make_mesh(opts.mesh), tasks.make(config)
+    with (sharding.use(made), jax.default_matmul_precision("highest"),
+          contextlib.closing(Checkpoints(workdir, opts.checkpoint)) as checkpoints):
+        job = loop.assemble(config, opts, "tokenizer", made, task, pipeline.describe(opts.data),
+                            checkpoints)
+        current, metrics = job.state, {}
+        for step in range(3):
+            if step:
+                batch = sharding.global_batch(next(job.batches), made)
+                current, metrics = job.train_step(current, job.frozen, batch)
+            found.append({
+                "codebook": np.asarray(current.model_state["codebook"]["embedding"]).tolist(),
+                "usage": np.asarray(current.model_state["usage"]["cluster_size"]).tolist(),
+                **{name: float(value) for name, value in metrics.items()}})
+    return found
+
+
+def update():
+    """One update of a codebook by vectors that are split over all devices."""
+    mesh = sharding.make_mesh(sharding.MeshOptions())
+    key, other = jax.random.split(jax.random.key(0))
+    codebook = quantizer.random_codebook(key, 64, 8)
+    vectors = np.asarray(jax.random.normal(other, (8, 32, 8)))
+
+    @jax.jit
+    def moved(codebook, batch):
+        quantized = quantizer.quantize(batch["vectors"], codebook)
+        counted = quantizer.statistics(quantized.unit, quantized.codes, 64)
+        return quantizer.update(codebook, *counted, 0.9)
+    with sharding.use(mesh):
+        return np.asarray(moved(codebook, sharding.global_batch({"vectors": vectors}, mesh)))
 
 
 def losses(workdir):
@@ -48,7 +105,7 @@ def spec_of(array):
 
 def specs():
     """Where the leaves of parameters, moments and averages lie on the mesh 2 x 2 x 2."""
-    config = recipe()
+    config = pretraining()
     mesh = sharding.make_mesh(sharding.MeshOptions(2, 2, 2))
     with sharding.use(mesh):
         task = tasks.make(config)
@@ -84,9 +141,10 @@ def batches():
 
 def main(workdir):
     found = {"devices": jax.device_count(), "specs": specs(), "constraints": constraints(),
-             "batch": batches()}
+             "batch": batches(), "update": update().tolist(),
+             "codebooks": codebooks(f"{workdir}/tokenizer", **MESHES["mixed"])}
     for name, mesh in MESHES.items():
-        loop.run(recipe(**mesh), f"{workdir}/{name}")
+        loop.run(pretraining(**mesh), f"{workdir}/{name}")
         found[name] = losses(f"{workdir}/{name}")
     print("FOUND" + json.dumps(found))
 

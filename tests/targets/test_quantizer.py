@@ -31,7 +31,7 @@ def test_two_vectors_and_three_codes_by_hand():
     np.testing.assert_array_equal(quantized.codes, [[1, 0]])
     assert quantized.codes.dtype == jnp.int32
     np.testing.assert_allclose(quantized.output, [[[0.0, 1.0], [1.0, 0.0]]], atol=1e-6)
-    assert float(quantized.commitment) == pytest.approx(0.2, abs=1e-6)
+    assert float(quantized.commitment.mean()) == pytest.approx(0.2, abs=1e-6)
     count, total = quantizer.statistics(quantized.unit, quantized.codes, 3)
     np.testing.assert_array_equal(count, [1, 1, 0])
     np.testing.assert_allclose(total, [[0.8, 0.6], [0.6, 0.8], [0.0, 0.0]], atol=1e-6)
@@ -105,11 +105,11 @@ def test_the_commitment_pulls_vectors_to_codes_and_never_codes_to_vectors():
 
     def both(vectors, codebook):
         quantized = quantizer.quantize(vectors, codebook)
-        return quantized.commitment + jnp.sum(jnp.sin(quantized.output))
+        return quantized.commitment.mean() + jnp.sum(jnp.sin(quantized.output))
 
     of_codebook = jax.grad(both, argnums=1)(vectors, codebook)
     assert not np.any(of_codebook)
-    commitment = jax.value_and_grad(lambda v: quantizer.quantize(v, codebook).commitment)
+    commitment = jax.value_and_grad(lambda v: quantizer.quantize(v, codebook).commitment.mean())
     before, grad = commitment(vectors)
     after, _ = commitment(vectors - 0.5 * vectors.size * grad)
     assert float(after) < 0.9 * float(before)
@@ -145,7 +145,7 @@ def test_zero_vectors_give_numbers_forwards_and_backwards():
 
     def value(vectors):
         quantized = quantizer.quantize(vectors, codebook)
-        return quantized.commitment + jnp.sum(quantized.output), quantized
+        return quantized.commitment.mean() + jnp.sum(quantized.output), quantized
 
     grad, quantized = jax.grad(value, has_aux=True)(vectors)
     assert all(np.isfinite(part).all() for part in (grad, *quantized))
@@ -158,6 +158,15 @@ def test_vectors_that_cancel_leave_their_code_where_it_is():
     codebook = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     count, total = jnp.array([2.0, 0.0]), jnp.zeros((2, 2))
     np.testing.assert_allclose(quantizer.update(codebook, count, total, 0.99), codebook, atol=1e-6)
+
+
+def test_without_a_memory_the_chosen_codes_are_the_means_and_the_others_stay():
+    codebook = quantizer.random_codebook(jax.random.key(0), 3, 2)
+    vectors = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+    count, total = quantizer.statistics(quantizer.to_unit(vectors), jnp.array([1, 1]), 3)
+    expected = np.asarray(codebook).copy()
+    expected[1] = np.sqrt(0.5)
+    np.testing.assert_allclose(quantizer.update(codebook, count, total, 0.0), expected, atol=1e-6)
 
 
 def clusters(seed=0, each=(5, 10, 20, 40), spread=0.02):

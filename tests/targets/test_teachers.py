@@ -10,6 +10,8 @@ from beit_jax.models.beit import BeitForMim
 from beit_jax.models.vit import VisionTransformer
 from beit_jax.targets import teachers
 from beit_jax.targets.teachers import TEACHERS, Backbone, ClipVitb16, DinoVitb16
+from beit_jax.tasks import vqkd_train
+from configs import common
 
 SIZES = dict(image_px=32, patch_size=8, width=24, depth=3, num_heads=2)
 BEIT = SIZES | dict(use_shared_rel_pos=True, initializer="finetune")
@@ -35,14 +37,14 @@ def image():
 
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_every_teacher_gives_float32_patch_tokens(kind, image):
-    teacher = teachers.make({"kind": kind} | FIELDS[kind])
+    teacher = TEACHERS[kind](**FIELDS[kind])
     variables = filled(teacher.init)
     tokens = teacher.features(variables, image)
     assert tokens.shape == (2, 16, teacher.dim) and tokens.dtype == jnp.float32
     assert teacher.grid == (4, 4)
     assert float(tokens.std()) > 0.1
     np.testing.assert_allclose(jax.jit(teacher.features)(variables, image), tokens, atol=2e-5)
-    half = teachers.make({"kind": kind, "dtype": "bfloat16"} | FIELDS[kind])
+    half = TEACHERS[kind](**FIELDS[kind], dtype="bfloat16")
     rough = half.features(variables, image)
     assert rough.dtype == jnp.float32
     assert 0 < float(jnp.abs(rough - tokens).max()) < 0.1 * float(jnp.abs(tokens).max())
@@ -50,7 +52,7 @@ def test_every_teacher_gives_float32_patch_tokens(kind, image):
 
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_no_gradient_reaches_a_teacher(kind, image):
-    teacher = teachers.make({"kind": kind} | FIELDS[kind])
+    teacher = TEACHERS[kind](**FIELDS[kind])
     grads = jax.grad(lambda v, x: teacher.features(v, x).sum(), argnums=(0, 1))(
         filled(teacher.init), image)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
@@ -58,7 +60,7 @@ def test_no_gradient_reaches_a_teacher(kind, image):
 
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_an_image_of_another_size_is_an_error(kind):
-    teacher = teachers.make({"kind": kind} | FIELDS[kind])
+    teacher = TEACHERS[kind](**FIELDS[kind])
     shapes = jax.eval_shape(teacher.init, jax.random.key(0))
     with pytest.raises(ValueError, match="the image is 40x40, the .* 32x32"):
         jax.eval_shape(teacher.features, shapes, jnp.zeros((1, 40, 40, 3)))
@@ -82,15 +84,13 @@ MEANS_STDS = {
 
 @pytest.mark.parametrize("kind", MEANS_STDS)
 def test_every_teacher_normalises_by_its_own_constants(kind, image):
-    teacher = teachers.make({"kind": kind} | FIELDS[kind])
+    teacher = TEACHERS[kind](**FIELDS[kind])
     variables = filled(teacher.init)
-    networks = {"backbone": lambda: teacher._network(3)}
     method = "encode" if kind == "backbone" else "__call__"
 
     def expected(mean, std):
         normalised = (image - np.float32(mean)) / np.float32(std)
-        network = networks.get(kind, getattr(teacher, "_network", None))()
-        tokens = network.apply(variables, normalised, method=method)[:, 1:]
+        tokens = teacher.network.apply(variables, normalised, method=method)[:, 1:]
         if kind == "backbone":
             tokens = layers.layer_norm(tokens, 1.0, 0.0, 1e-6)
         return tokens
@@ -136,7 +136,7 @@ def test_a_backbone_is_the_trunk_of_a_pretraining_model():
 @pytest.mark.parametrize("section, message", [
     (dict(kind="clip_vitl14"), "kind='clip_vitl14' is none of backbone, clip_vitb16"),
     (dict(), "kind='' is none of"),
-    (dict(kind="dino_vitb16", output_dim=3), "output_dim is no field of teacher dino_vitb16"),
+    (dict(kind="dino_vitb16", output_dim=3), "config.target.output_dim is unknown"),
     (dict(kind="backbone", model=BEIT | dict(vocab_size=8), mean=(0,), std=(1,)),
      "model.vocab_size of a backbone as teacher is unknown; known: attention"),
     (dict(kind="backbone", model=dict(width=8, depth=2), mean=(0,), std=(1,)),
@@ -144,8 +144,10 @@ def test_a_backbone_is_the_trunk_of_a_pretraining_model():
     (dict(kind="backbone", model=BEIT, mean=(0,), std=(1,), block=3), "block=3, but .* has 3"),
 ], ids=["kind", "no_kind", "key", "model_key", "model_lacks", "block"])
 def test_mistakes_in_a_section_are_one_clear_line(section, message):
+    config = common.base()
+    config.target = section
     with pytest.raises(ValueError, match=message):
-        teachers.make(section)
+        vqkd_train.teacher_of(config)
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -1,5 +1,7 @@
 """The state of a run, and weights that must fit."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,12 @@ from beit_jax.training.state import InitOptions
 SHAPES = {"image": jax.ShapeDtypeStruct((2, 4), jnp.float32)}
 
 
-def task_of(width=3, frozen=None):
+def task_of(width=3, frozen=None, begin=None):
     def init(key, batch):
         return {"params": {"a": {"kernel": jax.random.normal(key, (batch["image"].shape[1], width)),
                                  "bias": jnp.zeros(width)}},
                 "codebook": {"embed": jnp.ones(2)}}
-    return Task(init, None, None, mean_of_sums, frozen=frozen or {})
+    return Task(init, None, None, mean_of_sums, frozen=frozen or {}, begin=begin)
 
 
 def created(mesh, with_ema=True, **kwargs):
@@ -93,6 +95,65 @@ def test_allowed_differences_and_adapting(mesh, tmp_path, monkeypatch):
         allow_unused=(r"^lm_head/",)), mesh)
     np.testing.assert_array_equal(loaded.params["a"]["kernel"], FLAT["a/kernel"])
     np.testing.assert_array_equal(loaded.params["a"]["bias"], before.params["a"]["bias"])
+
+
+@pytest.fixture
+def other_run(mesh, tmp_path):
+    """Workdir of a run with parameters of 2 and a codebook of 5."""
+    other = created(mesh)
+    other = other.replace(params=jax.tree.map(lambda leaf: 0 * leaf + 2, other.params),
+                          ema_params=None, model_state={"codebook": {"embed": jnp.full(2, 5.0)}})
+    with contextlib.closing(checkpoint.Checkpoints(
+            tmp_path, checkpoint.CheckpointOptions())) as checkpoints:
+        checkpoints.save(1, other)
+    return str(tmp_path)
+
+
+def begun(mesh, **options):
+    """The state before the first step; the task's `begin` makes a codebook of rising numbers."""
+    def begin(variables, frozen, batch, key):
+        return {"codebook": {"embed": variables["codebook"]["embed"] + batch["image"].sum(0)[:2]}}
+
+    batch = {"image": jnp.arange(8.0).reshape(2, 4)}
+    return state.begin(created(mesh, with_ema=False), task_of(begin=begin), InitOptions(**options),
+                       {}, batch, jax.random.key(0), mesh)
+
+
+def test_collections_begin_with_the_first_batch(mesh):
+    np.testing.assert_array_equal(begun(mesh).model_state["codebook"]["embed"], [5, 7])
+
+
+def test_a_named_collection_is_taken_over_and_not_begun_again(mesh, other_run, tmp_path):
+    flat = {"a/kernel": np.full((4, 3), 2.0), "a/bias": np.full(3, 2.0)}
+    file = save(tmp_path, flat | {"codebook/embed": np.full(2, 5.0)})
+    for path in (other_run, file):
+        taken = begun(mesh, checkpoint=path, collections=("codebook",))
+        np.testing.assert_array_equal(taken.model_state["codebook"]["embed"], [5, 5])
+        np.testing.assert_array_equal(taken.params["a"]["kernel"], flat["a/kernel"])
+
+
+def test_without_the_name_the_weights_are_taken_and_the_collection_is_not(mesh, other_run):
+    fresh = begun(mesh, checkpoint=other_run)
+    np.testing.assert_array_equal(fresh.model_state["codebook"]["embed"], [5, 7])
+    np.testing.assert_array_equal(fresh.params["a"]["bias"], [2, 2, 2])
+
+
+@pytest.mark.parametrize("path", ["", "random"])
+def test_without_a_checkpoint_named_collections_begin_all_the_same(mesh, path):
+    made = begun(mesh, checkpoint=path, collections=("codebook",))
+    np.testing.assert_array_equal(made.model_state["codebook"]["embed"], [5, 7])
+
+
+@pytest.mark.parametrize("path", ["", "weights.npz"])
+def test_an_unknown_collection_is_one_line(mesh, path):
+    with pytest.raises(ValueError, match="init.collections=.*'code'.*has codebook") as caught:
+        begun(mesh, checkpoint=path, collections=("code",))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_the_collection_is_refused(mesh, tmp_path):
+    with pytest.raises(ValueError, match="lacks codebook/embed"):
+        begun(mesh, checkpoint=save(tmp_path, FLAT), collections=("codebook",))
 
 
 def frozen_task():

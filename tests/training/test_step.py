@@ -14,7 +14,7 @@ BATCH = {"x": np.linspace(-1, 1, 8 * 3, dtype=np.float32).reshape(8, 3),
 SHAPES = {name: jax.ShapeDtypeStruct(rows.shape, rows.dtype) for name, rows in BATCH.items()}
 
 
-def linear(noise=0.0):
+def linear(noise=0.0, end_step=None):
     """Least squares, with noise from the key, a call counter, and a frozen offset."""
     def init(key, batch):
         return {"params": {"w": jnp.ones(batch["x"].shape[1])}, "count": {"n": jnp.zeros(())}}
@@ -23,11 +23,11 @@ def linear(noise=0.0):
         error = batch["x"] @ params["w"] + frozen["offset"] - batch["y"]
         value = jnp.mean(error ** 2) + noise * jnp.sum(params["w"]) * jax.random.normal(key)
         return value, ({"count": {"n": state_["count"]["n"] + 1}}, {"error": jnp.mean(error)})
-    return Task(init, loss, None, mean_of_sums)
+    return Task(init, loss, None, mean_of_sums, end_step=end_step)
 
 
-def run(mesh, steps=1, *, tx=None, noise=0.0, ema=0.0, parts=1, seed=0):
-    task, tx = linear(noise), tx or optax.sgd(0.1)
+def run(mesh, steps=1, *, tx=None, noise=0.0, ema=0.0, parts=1, seed=0, end_step=None):
+    task, tx = linear(noise, end_step), tx or optax.sgd(0.1)
     _, make = state.create(task, tx, jax.random.key(0), SHAPES, mesh, with_ema=ema > 0)
     train_step = step.make_train_step(task, tx, jax.random.key(seed), ema_decay=ema,
                                       accumulation_steps=parts)
@@ -77,6 +77,23 @@ def test_accumulation_equals_the_whole_batch(mesh, parts):
     assert split_metrics == pytest.approx(metrics, rel=1e-5)
     assert int(split.step) == 1
     assert float(split.model_state["count"]["n"]) == parts  # the state goes through all parts
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_ends_once_however_many_parts_its_batch_has(mesh, parts):
+    def end_step(state_):
+        return {"count": {"n": state_["count"]["n"] + 100}}
+
+    current, _ = run(mesh, steps=3, parts=parts, end_step=end_step)
+    assert float(current.model_state["count"]["n"]) == 3 * (100 + parts)
+
+
+def test_a_step_ends_behind_its_last_part(mesh):
+    def end_step(state_):
+        return {"count": {"n": 10 * state_["count"]["n"]}}
+
+    current, _ = run(mesh, steps=2, parts=2, end_step=end_step)
+    assert float(current.model_state["count"]["n"]) == 10 * (10 * 2 + 2)
 
 
 def test_the_key_is_a_function_of_seed_and_step(mesh):
