@@ -91,15 +91,14 @@ class BeitV2ForMim(BeitForMim):
 
     def both_features(self, image, is_masked, *, train: bool = False):
         """Tokens after the last block and after the head, each [b, n + 1, d], not normalised."""
-        x, outputs = self.encode(image, is_masked, mask_token=self.mask_token, train=train,
-                                 all_blocks=True)
-        early = outputs[self.early_layer - 1]
+        x, early = self.encode(image, is_masked, mask_token=self.mask_token, train=train,
+                               keep=self.early_layer - 1)
         joined = jnp.concatenate([x[:, :1], early[:, 1:]], axis=1)
         first, count = self.early_layer, self.head_layers
         indices = jnp.arange(first, first + count)
         # the drop path rates grow on from those of the blocks below
         rates = jnp.linspace(0.0, self.drop_path_rate, max(self.depth, first + count))[indices]
-        return x, self.run(self.cls_pt_layers, joined, indices, rates, train, False)[0]
+        return x, self.run(self.cls_pt_layers, joined, indices, rates, train)[0]
 
     def __call__(self, image, is_masked, positions=None, *, train: bool = False):
         x, aggregated = self.both_features(image, is_masked, train=train)

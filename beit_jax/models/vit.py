@@ -131,8 +131,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm block with layer scale and stochastic depth; body of a scan over blocks.
 
-    Args (call): x [b, n, d]; layer: (index int, drop path rate float) of this block; bias: float
-      [1, a, n, n] or None; drop: whether samples are dropped; collect: give x as scan output too.
+    Args (call): x [b, n, d], or the pair (x, output of block `keep`); layer: (index int, drop path
+      rate float) of this block; bias: float [1, a, n, n] or None; drop: whether samples are
+      dropped; collect: give x as scan output too; keep: index of a block, or None.
     Source: microsoft/unilm beit/modeling_finetune.py, Block.
     """
 
@@ -146,7 +147,8 @@ class Block(nn.Module):
     backend: str
 
     @nn.compact
-    def __call__(self, x, layer, bias, drop: bool, collect: bool):
+    def __call__(self, x, layer, bias, drop: bool, collect: bool, keep: int | None):
+        x, kept = (x, None) if keep is None else x
         index, rate = layer
         d = x.shape[-1]
 
@@ -169,7 +171,8 @@ class Block(nn.Module):
         x = residual(x, attention(norm1(x), bias, residual_init), "gamma_1")
         x = residual(x, mlp(norm2(x), residual_init), "gamma_2")
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        return x, (x if collect else None)
+        carry = x if keep is None else (x, jnp.where(index == keep, x, kept))
+        return carry, (x if collect else None)
 
 
 def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
@@ -249,25 +252,25 @@ class VisionTransformer(nn.Module):
     def stack(self, length: int, initializer: str):
         """`length` blocks behind each other; parameters bear a leading layer axis.
 
-        Returns: module (x, (indices, drop path rates), bias, drop, collect) -> (x, outputs).
+        Returns: module with the arguments of `Block`, and indices and drop path rates of all.
         """
         block = Block
         if self.remat != "none":
             if self.remat not in REMAT_POLICIES:
                 raise ValueError(f"model.remat={self.remat!r} is none of none, "
                                  f"{', '.join(REMAT_POLICIES)}")
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(4, 5),
+            block = nn.remat(Block, prevent_cse=False, static_argnums=(4, 5, 6),
                              policy=REMAT_POLICIES[self.remat])
         unroll = self.unroll or (length if length <= _UNROLLED_BLOCKS else 1)
         scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=length,
                        split_rngs={"params": True, "drop_path": True},
-                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast))
+                       in_axes=(0, *[nn.broadcast] * 4))
         return scan(self.num_heads, self.mlp_ratio, self.layer_scale_init,
                     self.grid if self.use_rel_pos else None, initializer, self.epsilon,
                     self.dtype, self.attention)
 
     def encode(self, image, is_masked=None, *, mask_token=None, train: bool = False,
-               all_blocks: bool = False):
+               all_blocks: bool = False, keep: int | None = None):
         """Runs the blocks.
 
         Args:
@@ -276,8 +279,9 @@ class VisionTransformer(nn.Module):
           mask_token: [1, 1, d], needed with is_masked.
           train: drops samples of residual branches (rng "drop_path").
           all_blocks: also give the output of every block.
+          keep: also give the output of this block, counted from 0.
         Returns: tokens [b, n + 1, d], class token first, not normalised; with all_blocks the pair
-          (tokens, [depth, b, n + 1, d]).
+          (tokens, [depth, b, n + 1, d]), with keep (tokens, [b, n + 1, d]).
         Raises: ValueError: the image has another size than the model.
         """
         if image.shape[1:3] != (self.image_px, self.image_px):
@@ -291,13 +295,15 @@ class VisionTransformer(nn.Module):
         if self.use_abs_pos:
             x = x + self.pos_embed.astype(x.dtype)
         rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
-        x, outputs = self.run(self.blocks, x, jnp.arange(self.depth), rates, train, all_blocks)
-        return (x, outputs) if all_blocks else x
+        x, more = self.run(self.blocks, x, jnp.arange(self.depth), rates, train, all_blocks, keep)
+        return x if more is None else (x, more)
 
-    def run(self, blocks, x, indices, rates, train: bool, all_blocks: bool):
+    def run(self, blocks, x, indices, rates, train: bool, all_blocks: bool = False,
+            keep: int | None = None):
         """Runs a `stack` on x [b, n, d], padded to `token_multiple` on the way.
 
-        Returns: x after the last block, and the outputs of all [l, b, n, d], or None.
+        Returns: x after the last block, and the outputs of all [l, b, n, d], or of the block whose
+          index is `keep` [b, n, d], or None.
         """
         num_tokens = x.shape[1]
         padded = -(-num_tokens // self.token_multiple) * self.token_multiple
@@ -310,8 +316,10 @@ class VisionTransformer(nn.Module):
             bias = pad_bias(bias, padded)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         drop = train and self.drop_path_rate > 0
-        x, outputs = blocks(x, (indices, rates), bias, drop, all_blocks)
-        return x[:, :num_tokens], outputs[:, :, :num_tokens] if all_blocks else None
+        carry = x if keep is None else (x, jnp.zeros_like(x))
+        carry, outputs = blocks(carry, (indices, rates), bias, drop, all_blocks, keep)
+        x, more = (carry, outputs) if keep is None else carry
+        return x[:, :num_tokens], None if more is None else more[..., :num_tokens, :]
 
 
 def pad_bias(bias, padded: int):
