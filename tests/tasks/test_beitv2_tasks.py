@@ -391,7 +391,7 @@ def aggregating(**changes):
 @pytest.mark.parametrize(("config", "message"), [
     (tokenizing(model=TOKENIZER | dict(image_px=64)), "the teacher has 4x4 patches.*model 8x8"),
     (tokenizing(target=TEACHER | dict(kind="sift")), "kind='sift' is none of backbone, clip"),
-    (tokenizing(target=TEACHER | dict(widht=8)), "widht is no field of teacher backbone"),
+    (tokenizing(target=TEACHER | dict(widht=8)), "config.target.widht is unknown; known: block"),
     (tokenizing(model=TOKENIZER | dict(teacher_dim=8)), "model.teacher_dim=8 has no effect"),
     (tokenizing(model=TOKENIZER | dict(decoder_dept=1)), "did you mean decoder_depth"),
     (tokenizing(loss=dict(beta=1.0)), "config.loss.beta is unknown"),
