@@ -276,7 +276,7 @@ def test_head_blocks_have_the_published_drop_path_rates(variant, expected, monke
 
     def run(self, blocks, x, indices, rates, *args):
         seen.append((np.asarray(indices), np.asarray(rates)))
-        return x, jnp.stack([x] * len(rates))
+        return x, x  # the output of the block that is kept
 
     monkeypatch.setattr(BeitV2ForMim, "run", run)
     BeitV2ForMim(**model).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)),

@@ -62,7 +62,7 @@ def features_of(teacher, variables, normalised):
 def test_clip_tokens_and_image_embedding(golden):
     teacher = teacher_of(golden)
     variables, image = weights_of(golden, teacher), image_of(golden)
-    tokens, normed = teacher._network().apply(variables, image, all_blocks=True)
+    tokens, normed = teacher.network.apply(variables, image, all_blocks=True)
     golden_files.assert_close(normed[-1][:, 1:], golden.outputs["patch_tokens"])
     golden_files.assert_close(tokens, golden.outputs["all_tokens_projected"])
     golden_files.assert_close(tokens[:, 0], golden.outputs["pooled"])
@@ -74,7 +74,7 @@ def test_clip_tokens_and_image_embedding(golden):
 def test_dino_tokens_of_all_blocks(golden):
     teacher = teacher_of(golden)
     variables, image = weights_of(golden, teacher), image_of(golden)
-    tokens, normed = teacher._network().apply(variables, image, all_blocks=True)
+    tokens, normed = teacher.network.apply(variables, image, all_blocks=True)
     for index, block in enumerate(normed):
         golden_files.assert_close(block, golden.outputs[f"normed_block{index}"])
     golden_files.assert_close(tokens[:, 0], golden.outputs["cls"])
@@ -159,7 +159,7 @@ def test_dino_with_weights_from_a_seed():
     teacher = DinoVitb16(image_px=32, width=48, depth=2, num_heads=3)
     variables = drawn_by_seed(teacher)
     assert num_parameters(variables) == 93_840
-    tokens = teacher._network().apply(variables, drawn_image())[0]
+    tokens = teacher.network.apply(variables, drawn_image())[0]
     assert float(tokens.mean()) == pytest.approx(0.001806, abs=1e-4)
     assert float(tokens.std()) == pytest.approx(1.021323, abs=1e-4)
     np.testing.assert_allclose(
@@ -172,7 +172,7 @@ def test_clip_with_weights_from_a_seed():
     teacher = ClipVitb16(image_px=32, width=48, depth=2, num_heads=3, output_dim=24)
     variables = drawn_by_seed(teacher)
     assert num_parameters(variables) == 95_040
-    tokens = teacher._network().apply(variables, drawn_image())[0]
+    tokens = teacher.network.apply(variables, drawn_image())[0]
     np.testing.assert_allclose(
         tokens[0, :5], [-2.402683, -2.131582, -0.404829, 1.855280, -0.190099], atol=1e-4)
     patches = tokens[1:]
@@ -189,7 +189,7 @@ def test_the_activation_tells_clip_from_a_usual_vit():
     variables = drawn_by_seed(teacher)
     exact = PlainVit(**dataclasses.asdict(teacher) | {"dtype": jnp.float32}, patch_bias=False,
                      use_pre_norm=True, epsilon=1e-5)
-    difference = exact.apply(variables, drawn_image()) - teacher._network().apply(
+    difference = exact.apply(variables, drawn_image()) - teacher.network.apply(
         variables, drawn_image())
     assert float(jnp.abs(difference).max()) > 1e-3
 
