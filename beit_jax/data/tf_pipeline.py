@@ -164,6 +164,9 @@ def _numpy_batches(dataset, threads: int, source: Source):
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
+    # nothing here is left for it to choose, and its thread, which sleeps for up to a minute at a
+    # time, is waited for when the iterator goes: up to a minute lost between two stages
+    options.autotune.enabled = False
     iterator = dataset.prefetch(2).with_options(options).as_numpy_iterator()
     op_error = tf.errors.OpError  # at exit `tf` may be gone before this generator is
 
