@@ -105,7 +105,8 @@ def make(config) -> Task:
         }
         return total, (state, measured)
 
-    def end_step(state):
+    def end_step(params, state):
+        del params
         return {"schedule": {"step": state["schedule"]["step"] + 1}}
 
     def reconstruct(variables, batch, key):

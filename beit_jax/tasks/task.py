@@ -44,8 +44,8 @@ class Task(NamedTuple):
       pictures: (variables, frozen, batch, key) -> {"name": uint8 [n, h, w, 3]}, or None.
       begin: (variables, frozen, batch, key) -> further collections: what they are before the first
         step, made of the first global batch; None leaves them as `init` made them.
-      end_step: state -> state, once after each update of the parameters, however many parts its
-        batch had; or None.
+      end_step: (params, state) -> state, once after each update of the parameters (it gets the new
+        ones), however many parts its batch had; or None.
       flops_per_image: of one training step, counted as flops.py counts; None: not known.
       features: (variables, frozen, batch) -> float32 [b, f], one vector for each image, by which
         nearest neighbours are found (config.eval.knn); or None.

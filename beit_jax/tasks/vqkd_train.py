@@ -13,8 +13,9 @@ import numpy as np
 
 from beit_jax import augment, flops, losses, metrics, options
 from beit_jax.models.vqkd import Vqkd
-from beit_jax.targets import quantizer, teachers
+from beit_jax.targets import quantizer
 from beit_jax.tasks import task as contract
+from beit_jax.tasks import teacher_features
 from beit_jax.vectors import to_unit
 
 _PATCHES_SHOWN = 8  # of each code, in the pictures
@@ -44,15 +45,6 @@ class VqkdLoss:
                              f"negative, kmeans_images={self.kmeans_images} must be above 0")
 
 
-def teacher_of(config):
-    """The teacher that config.target names. Raises: ValueError: an unknown kind or key."""
-    kind = config.target.get("kind", "")
-    if kind not in teachers.TEACHERS:
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join(teachers.TEACHERS)}")
-    return options.build(teachers.TEACHERS[kind],
-                         contract.network_fields(config.target, "config.target"), "config.target")
-
-
 def make(config) -> contract.Task:
     """Encoder and decoder learn by gradients, the codebook by averages.
 
@@ -65,7 +57,7 @@ def make(config) -> contract.Task:
     """
     contract.check_sections(config, ("model", "target", "loss"))
     dtype = contract.compute_dtype(config)
-    teacher = teacher_of(config)
+    teacher = teacher_features.make(config)
     model = options.build(Vqkd, config.model, "config.model", dtype=dtype, teacher_dim=teacher.dim)
     rule = options.build(VqkdLoss, config.loss, "config.loss")
     if teacher.grid != model.grid:
@@ -111,7 +103,7 @@ def make(config) -> contract.Task:
         quantized = quantizer.quantize(encode(variables, batch),
                                        variables["codebook"]["embedding"])
         predicted = model.apply({"params": variables["params"]}, quantized.output, method="decode")
-        features = teacher.features(frozen["teacher"], batch["image"].astype(jnp.float32) / 255.0)
+        features = teacher.tokens(frozen, batch)
         return quantized, losses.cosine_distance(predicted, features)
 
     def loss(params, state, frozen, batch, key):
@@ -127,7 +119,8 @@ def make(config) -> contract.Task:
             "loss": total, "reconstruction": reconstruction, "commitment": commitment,
             "batch_usage": usage, "batch_perplexity": perplexity})
 
-    def end_step(state):
+    def end_step(params, state):
+        del params
         count, total = state["pending"]["count"], state["pending"]["total"]
         embedding = quantizer.update(state["codebook"]["embedding"], count, total, rule.decay)
         average = rule.decay * state["usage"]["cluster_size"] + (1.0 - rule.decay) * count
@@ -161,10 +154,10 @@ def make(config) -> contract.Task:
         return {"code_maps": code_maps(image, codes, model.grid, size),
                 "nearest_patches": nearest_patches(image, unit, codes, embedding, model.grid)}
 
-    work = flops.train_step(flops.vqkd(model), flops.teacher(teacher.network, teacher.dim))
+    work = flops.train_step(flops.vqkd(model), teacher.flops)
     return contract.Task(init, loss, eval_step, summarize, pictures=pictures, begin=begin,
                          end_step=end_step, flops_per_image=work,
-                         frozen={"teacher": contract.Frozen(teacher.init, "target")})
+                         frozen=teacher.frozen)
 
 
 def code_maps(image, codes, grid: tuple[int, int], size: int):

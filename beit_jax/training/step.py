@@ -40,10 +40,10 @@ def make_train_step(task: Task, tx: optax.GradientTransformation, base_key: jax.
                 lambda model_state, part, key: gradients(
                     state.params, model_state, frozen, part, key),
                 state.model_state, batch, key, accumulation_steps)
-        if task.end_step is not None:
-            model_state = task.end_step(model_state)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if task.end_step is not None:
+            model_state = task.end_step(params, model_state)
         ema_params = state.ema_params
         if ema_decay:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)

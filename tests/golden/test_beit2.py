@@ -1,6 +1,5 @@
 """Our BEiT v2 against the original: quantizer, k-means, VQ-KD, and both prediction heads."""
 
-import types
 
 import golden as golden_files
 import jax
@@ -13,7 +12,7 @@ from beit_jax import convert, losses, masking
 from beit_jax.models.beit import BeitV2ForMim
 from beit_jax.targets import quantizer
 from beit_jax.targets.vqkd import VqkdTokenizer
-from beit_jax.tasks import vqkd_train
+from beit_jax.tasks import teacher_features, vqkd_train
 from configs import common
 
 CODEBOOK = "codebook/embedding"
@@ -110,22 +109,12 @@ def test_kmeans_on_the_sphere_and_the_quantizer_that_begins_with_it(golden):
 
 # --- VQ-KD ----------------------------------------------------------------------------------------
 
-class RecordedTeacher:
+def recorded_teacher(golden):
     """Gives the features that the golden file holds."""
-
-    def __init__(self, golden):
-        self._features = jnp.asarray(golden.inputs["teacher_features"])
-        self.dim = self._features.shape[-1]
-        side = round(self._features.shape[1] ** 0.5)
-        self.grid = (side, side)
-        self.network = types.SimpleNamespace(image_px=side, patch_size=1, width=self.dim, depth=0,
-                                             mlp_ratio=4.0)
-
-    def init(self, key):
-        return {"params": {}}
-
-    def features(self, variables, image01):
-        return self._features
+    features = jnp.asarray(golden.inputs["teacher_features"])
+    side = round(features.shape[1] ** 0.5)
+    return teacher_features.TeacherFeatures(features.shape[-1], (side, side), {},
+                                            lambda frozen, batch: features, 0.0)
 
 
 def vqkd_config(golden):
@@ -154,12 +143,12 @@ def vqkd_variables(golden):
 
 @pytest.mark.parametrize("golden", golden_files.load("vqkd"), ids=golden_files.name)
 def test_vqkd_step_losses_gradients_update_and_evaluation(golden, monkeypatch):
-    monkeypatch.setattr(vqkd_train, "teacher_of", lambda config: RecordedTeacher(golden))
+    monkeypatch.setattr(teacher_features, "make", lambda config: recorded_teacher(golden))
     task = vqkd_train.make(vqkd_config(golden))
     params, state = vqkd_variables(golden)
     image = jnp.asarray(np.moveaxis(golden.inputs["image_0_1"], 1, -1))
     batch = {"image": image, "is_example": jnp.ones(image.shape[0], bool)}
-    frozen = {"teacher": {"params": {}}}
+    frozen = {}
 
     (loss, (after, values)), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
         params, state, frozen, batch, jax.random.key(0))
@@ -168,7 +157,7 @@ def test_vqkd_step_losses_gradients_update_and_evaluation(golden, monkeypatch):
     golden_files.assert_close(values["reconstruction"], golden.outputs["train/rec_loss"])
     assert_grads_close(grads, golden, "vqkd")
 
-    after = task.end_step(after)
+    after = task.end_step(params, after)
     golden_files.assert_close(after["codebook"]["embedding"],
                               golden.arrays["state1/quantize.embedding.weight"])
     golden_files.assert_close(after["usage"]["cluster_size"],

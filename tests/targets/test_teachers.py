@@ -10,7 +10,7 @@ from beit_jax.models.beit import BeitForMim
 from beit_jax.models.vit import VisionTransformer
 from beit_jax.targets import teachers
 from beit_jax.targets.teachers import TEACHERS, Backbone, ClipVitb16, DinoVitb16
-from beit_jax.tasks import vqkd_train
+from beit_jax.tasks import teacher_features
 from configs import common
 
 SIZES = dict(image_px=32, patch_size=8, width=24, depth=3, num_heads=2)
@@ -147,7 +147,7 @@ def test_mistakes_in_a_section_are_one_clear_line(section, message):
     config = common.base()
     config.target = section
     with pytest.raises(ValueError, match=message):
-        vqkd_train.teacher_of(config)
+        teacher_features.make(config)
 
 
 @pytest.mark.parametrize("fields, message", [

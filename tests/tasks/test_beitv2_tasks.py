@@ -141,7 +141,7 @@ def test_the_codebook_moves_at_the_end_of_the_step_and_as_by_hand():
               "usage": {"cluster_size": jnp.zeros(3)},
               "pending": {"count": jnp.array([1.0, 1.0, 0.0]),
                           "total": jnp.array([[0.8, 0.6], [0.6, 0.8], [0.0, 0.0]])}}
-    after = task.end_step(before)
+    after = task.end_step({}, before)
     expected = [[0.999982, 0.006012], [0.006012, 0.999982], [-1.0, 0.0]]
     np.testing.assert_allclose(after["codebook"]["embedding"], expected, atol=1e-6)
     np.testing.assert_allclose(after["usage"]["cluster_size"], [0.01, 0.01, 0.0], atol=1e-7)

@@ -168,7 +168,7 @@ def test_training_lowers_the_loss_and_keeps_several_codes_in_use():
         (_, (state, metrics)), grads = gradient(params, state, {}, batch, key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-        return params, task.end_step(state), opt_state, metrics
+        return params, task.end_step(params, state), opt_state, metrics
 
     history = []
     for step in range(300):
@@ -234,7 +234,7 @@ def test_schedules_move_with_updates_not_with_the_parts_of_a_batch():
         for _ in range(2):  # two parts of one batch
             _, (state, metrics) = loss(params, state, {}, batch, jax.random.key(0))
             weights.append(float(metrics["kl_weight"]))
-        state = task.end_step(state)
+        state = task.end_step(params, state)
     assert weights[0::2] == weights[1::2]
     assert weights[0] == 0 and weights[4] == pytest.approx(3.3)
     assert int(state["schedule"]["step"]) == 3

@@ -81,7 +81,7 @@ def test_accumulation_equals_the_whole_batch(mesh, parts):
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_ends_once_however_many_parts_its_batch_has(mesh, parts):
-    def end_step(state_):
+    def end_step(params, state_):
         return {"count": {"n": state_["count"]["n"] + 100}}
 
     current, _ = run(mesh, steps=3, parts=parts, end_step=end_step)
@@ -89,7 +89,7 @@ def test_a_step_ends_once_however_many_parts_its_batch_has(mesh, parts):
 
 
 def test_a_step_ends_behind_its_last_part(mesh):
-    def end_step(state_):
+    def end_step(params, state_):
         return {"count": {"n": 10 * state_["count"]["n"]}}
 
     current, _ = run(mesh, steps=2, parts=2, end_step=end_step)
