@@ -16,10 +16,27 @@ def vit(model) -> float:
             + _blocks(model, patches + 1, model.depth))
 
 
-def _blocks(model, tokens: int, depth: int) -> float:
-    width, hidden = model.width, model.width * model.mlp_ratio
-    block = 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens**2 * width
+def _blocks(model, tokens: int, depth: int, width: int = 0) -> float:
+    width = width or model.width
+    block = 2 * tokens * (4 + 2 * model.mlp_ratio) * width**2 + 4 * tokens**2 * width
     return depth * block
+
+
+def masked_autoencoder(model, num_visible: int, num_predicted: int) -> float:
+    """Forward FLOPs of models.masked_autoencoder: encoder on visible patches, decoder on all.
+
+    Args: num_visible: patches the encoder sees; num_predicted: tokens the patch head predicts.
+    """
+    patches, width = (model.image_px // model.patch_size) ** 2, model.width
+    encoder = (linear(patches, 3 * model.patch_size**2, width)
+               + _blocks(model, num_visible + 1, model.depth))
+    decoder = (linear(num_visible + 1, width, model.decoder_width)
+               + _blocks(model, patches + 1, model.decoder_depth, model.decoder_width)
+               + linear(num_predicted, model.decoder_width, model.target_dim))
+    if not model.global_layers:
+        return encoder + decoder
+    widths = [width, *[model.global_hidden] * (model.global_layers - 1), model.target_dim]
+    return encoder + decoder + sum(linear(1, *pair) for pair in zip(widths[:-1], widths[1:]))
 
 
 def beitv2_head(model, num_masked: int) -> float:
@@ -73,11 +90,27 @@ def vqkd(model) -> float:
             + linear(patches, width, model.teacher_dim))
 
 
-def teacher(network, dim: int) -> float:
-    """Forward FLOPs of a teacher's network (targets/teachers.py) with features of width `dim`."""
+def plain_vit(network) -> float:
+    """Forward FLOPs of models.plain_vit.PlainVit for one image, registers included."""
     patches = (network.image_px // network.patch_size) ** 2
-    projection = linear(patches, network.width, dim) if dim != network.width else 0.0
-    return vit(network) + projection
+    return (linear(patches, 3 * network.patch_size**2, network.width)
+            + _blocks(network, patches + 1 + network.num_registers, network.depth)
+            + linear(patches, network.width, network.output_dim))
+
+
+def resnet(network, image_px: int) -> float:
+    """Forward FLOPs of models.resnet.ResNet for one image, whose side is a multiple of 32."""
+    side, inputs = image_px // 2, network.stem_width
+    total = linear(side**2, 49 * 3, inputs)
+    side //= 2  # pooling
+    for stage, (num_blocks, width) in enumerate(zip(network.layers, network.widths)):
+        for block in range(num_blocks):
+            total += linear(side**2, inputs, width)
+            side //= 2 if stage > 0 and block == 0 else 1
+            total += linear(side**2, 9 * width, width) + linear(side**2, width, 4 * width)
+            total += linear(side**2, inputs, 4 * width) if block == 0 else 0.0  # the shortcut
+            inputs = 4 * width
+    return total
 
 
 def train_step(trained_forward: float, frozen_forward: float = 0.0) -> float:

@@ -36,6 +36,16 @@ def squared_error(predicted, target):
     return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target), axis=-1)
 
 
+def smooth_l1(predicted, target, beta: float):
+    """Mean over the last axis of d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, float32.
+
+    [..., c] -> [...]. Source: PyTorch's smooth_l1_loss with its argument beta; data2vec's has 2.
+    """
+    distance = jnp.abs(predicted.astype(jnp.float32) - target)
+    return jnp.mean(jnp.where(distance < beta, 0.5 / beta * jnp.square(distance),
+                              distance - 0.5 * beta), axis=-1)
+
+
 def cosine_distance(predicted, target):
     """1 - cosine along the last axis: [..., c] -> float32 [...]."""
     return 1.0 - jnp.sum(to_unit(predicted) * to_unit(target), axis=-1)

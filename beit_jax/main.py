@@ -92,16 +92,17 @@ def resolve_stage(config, name: str, before: list[str], workdir: str):
     Raises: ValueError: a stage that is not there, or comes later.
     """
     stage = config.stages[name].copy_and_resolve_references()
-    for section in ("init", "target"):
-        path = (stage.get(section) or {}).get("checkpoint") or ""
+    target = stage.get("target") or {}
+    for where, section in (("init", stage.get("init") or {}), ("target", target),
+                           ("target.statistics", target.get("statistics") or {})):
+        path = section.get("checkpoint") or ""
         if path.startswith(STAGE):
             wanted = path.removeprefix(STAGE)
             if wanted not in before:
                 raise ValueError(
-                    f"config.stages.{name}.{section}.checkpoint={path!r} is no stage before "
+                    f"config.stages.{name}.{where}.checkpoint={path!r} is no stage before "
                     f"{name}; those are: {', '.join(before) or 'none'}")
-            with stage.unlocked():
-                stage[section].checkpoint = os.path.join(workdir, wanted)
+            section.checkpoint = os.path.join(workdir, wanted)
     return stage
 
 
@@ -112,9 +113,13 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
     """
     import jax
 
+    from beit_jax import report
     from beit_jax.training import loop
 
     order = stage_order(config)
+    table = json.loads(config.to_json()).get("report")
+    if table:
+        report.read(table, order)  # a typo is found now, not after days of training
     if not order:
         results = loop.run(config, workdir, name=os.path.basename(os.path.normpath(workdir)),
                            evaluate_only=evaluate_only)
@@ -130,10 +135,8 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
             results[name] = loop.run(configs[name], os.path.join(workdir, name), name=name,
                                      evaluate_only=evaluate_only)
     if jax.process_index() == 0:
-        if config.get("report"):
-            from beit_jax import report
-
-            report.make(json.loads(config.to_json())["report"], results, workdir)
+        if table:
+            report.make(table, results, workdir)
         if not evaluate_only:
             from beit_jax.visualize import __main__ as figures
 

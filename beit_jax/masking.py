@@ -1,4 +1,5 @@
-"""Which patches are hidden: blocks of BEiT, blocks topped up to an exact count, single patches.
+"""Which patches are hidden: blocks of BEiT, blocks topped up to an exact count, single patches,
+square cells of patches.
 
 All draws are functions of a key alone, so masks need no state and are the same on every host.
 """
@@ -10,19 +11,28 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ("block", "block_exact", "random")
-_UNREAD = {"random": ("min_block", "max_block"), "none": ("num_masked", "min_block", "max_block")}
+_UNREAD = {"random": ("min_block", "max_block"), "block": ("cell",), "block_exact": ("cell",),
+           "none": ("num_masked", "min_block", "max_block", "cell")}
 _ATTEMPTS = 10
 _MIN_ASPECT = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskOptions:
-    """config.mask; see `batched_mask`. kind "none" hides nothing (ablation)."""
+    """config.mask; see `batched_mask`. kind "none" hides nothing (ablation).
+
+    Attributes:
+      num_masked: patches to hide.
+      min_block, max_block: areas of blocks, in patches.
+      cell: side in patches of the squares that kind "random" hides as wholes: 1 hides single
+        patches, 2 of 16 px hides cells of 32 px (Img2Vec, SimMIM).
+    """
 
     kind: str = "block"
     num_masked: int = 75
     min_block: int = 16
     max_block: int | None = None
+    cell: int = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -36,6 +46,14 @@ class MaskOptions:
         """Refuses a grid that these masks do not fit. Raises: ValueError."""
         if self.kind != "none":
             check_counts(grid, self.num_masked, 1 if self.kind == "random" else self.min_block)
+        if self.cell < 1 or any(side % self.cell for side in grid):
+            raise ValueError(f"mask.cell={self.cell} does not divide the grid of {grid[0]}x"
+                             f"{grid[1]} patches")
+        if self.num_masked % self.cell ** 2:
+            raise ValueError(
+                f"mask.num_masked={self.num_masked} patches are no whole number of cells of "
+                f"{self.cell}x{self.cell}; nearest: "
+                f"{max(self.num_masked // self.cell ** 2, 1) * self.cell ** 2}")
 
     def draw(self, keys, grid: tuple[int, int]):
         """One mask per key [b]: is_masked bool [b, n]."""
@@ -128,20 +146,43 @@ def random_mask(key, grid: tuple[int, int], num_masked: int):
     return top_up(key, jnp.zeros(grid[0] * grid[1], bool), num_masked)
 
 
+def refine(is_masked, grid: tuple[int, int], factor: int):
+    """A mask of cells as a mask of the patches in them.
+
+    Args: is_masked: bool [..., n] of `grid`; factor: patches per side of a cell.
+    Returns: bool [..., n * factor ** 2], row-major.
+    """
+    if factor == 1:
+        return is_masked
+    cells = is_masked.reshape(*is_masked.shape[:-1], *grid)
+    patches = jnp.repeat(jnp.repeat(cells, factor, axis=-1), factor, axis=-2)
+    return patches.reshape(*is_masked.shape[:-1], -1)
+
+
+def coarsen(is_masked, grid: tuple[int, int], factor: int):
+    """Undoes `refine` for a mask of patches on `grid` that hides whole cells: bool [..., k]."""
+    if factor == 1:
+        return is_masked
+    patches = is_masked.reshape(*is_masked.shape[:-1], *grid)
+    return patches[..., ::factor, ::factor].reshape(*is_masked.shape[:-1], -1)
+
+
 def batched_mask(keys, grid: tuple[int, int], *, kind: str, num_masked: int, min_block: int = 16,
-                 max_block: int | None = None):
+                 max_block: int | None = None, cell: int = 1):
     """One mask per key.
 
     Args:
       keys: PRNG keys [b].
       kind: "block" (up to num_masked), "block_exact" (blocks, then single patches up to exactly
         num_masked), "random".
+      cell: side in patches of the squares that "random" hides as wholes.
     Returns: is_masked bool [b, n].
     Raises: ValueError: an unknown kind, or counts out of range.
     """
     def one(key):
         if kind == "random":
-            return random_mask(key, grid, num_masked)
+            cells = (grid[0] // cell, grid[1] // cell)
+            return refine(random_mask(key, cells, num_masked // cell ** 2), cells, cell)
         block_key, single_key = jax.random.split(key)
         is_masked = block_mask(block_key, grid, num_masked, min_block=min_block,
                                max_block=max_block)
@@ -171,8 +212,13 @@ def grey_out(image, is_masked, grid: tuple[int, int]):
     Args: image: uint8 [b, h, w, 3]; is_masked: bool [b, n]; grid: (rows, columns) of patches.
     Returns: uint8 [b, h, 2 w, 3].
     """
+    hidden = as_pixels(is_masked, grid, image.shape[1:3])
+    return jnp.concatenate([image, jnp.where(hidden, jnp.uint8(128), image)], axis=2)
+
+
+def as_pixels(is_masked, grid: tuple[int, int], size: tuple[int, int]):
+    """A mask of patches as one of pixels: bool [b, n] -> [b, h, w, 1], size = (h, w)."""
     hidden = is_masked.reshape(-1, *grid)
     for axis in (1, 2):
-        hidden = jnp.repeat(hidden, image.shape[axis] // grid[axis - 1], axis)
-    seen = jnp.where(hidden[..., None], jnp.uint8(128), image)
-    return jnp.concatenate([image, seen], axis=2)
+        hidden = jnp.repeat(hidden, size[axis - 1] // grid[axis - 1], axis)
+    return hidden[..., None]

@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from beit_jax.vectors import to_unit
+
 
 def is_correct(logits, label, k: int = 1):
     """Whether fewer than k classes score above the label's: logits [b, C], label [b] -> bool [b].
@@ -23,3 +25,24 @@ def code_use(counts):
     share = counts / jnp.maximum(jnp.sum(counts), 1)
     terms = jnp.where(counts > 0, share * jnp.log(jnp.where(counts > 0, share, 1.0)), 0.0)
     return jnp.mean(counts > 0), jnp.exp(-jnp.sum(terms))
+
+
+def token_similarity(features):
+    """How alike an image's tokens are: mean cosine of ordered pairs of different tokens.
+
+    1 - this is the token diversity. It is not centred: a vector that all tokens share raises it.
+
+    Args: features: [b, n, c], without class token and registers.
+    Returns: float32 [b], 1 where all tokens have one direction.
+    Raises: ValueError: there are no pairs.
+    Source: Img2Vec (arXiv 2304.12535), token diversity.
+    """
+    n = features.shape[1]
+    if n < 2:
+        raise ValueError(f"token similarity compares the tokens of an image, and there is n={n}: "
+                         "give features of two patches or more")
+    unit = to_unit(features)
+    # |sum u|^2 is the sum over all pairs: work n c, and no n x n matrix. The pairs i = j are taken
+    # out as they are, not as n, so that a token that is zero counts as similar to none.
+    pairs = jnp.sum(jnp.sum(unit, axis=1) ** 2, axis=-1) - jnp.sum(unit ** 2, axis=(1, 2))
+    return pairs / (n * (n - 1))

@@ -1,14 +1,100 @@
 """The final table of a recipe with stages: mean and spread over the runs of each row."""
 
+import dataclasses
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import rich.console
 import rich.table
 
+from beit_jax import options
 from beit_jax.checkpoint import absolute
+
+SORTS = ("", "ascending", "descending")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """config.report.
+
+    Attributes:
+      metric: what rows are judged by, "eval/validation/top1"; a leading "-": smaller is better.
+      rows: {row: {group: stages}}. A group holds the same setting with several seeds; a row is
+        judged by its best group, as a learning rate would be chosen.
+      title, head, setting: of the table, of the metric's column ("": its name), of the groups'.
+      unit: stands behind the metric's name.
+      scale: the metric is multiplied by it.
+      digits: after the decimal point.
+      columns: {title: metric}: further numbers of the same stages, or {title: {metric, scale,
+        stages: {row: stages}}} where they were measured in others. "-": not measured there.
+      sort: rows by the metric, "ascending" or "descending"; "": as written.
+    Raises: ValueError: a value that nothing could be done with.
+    """
+
+    metric: str
+    rows: Mapping[str, Any]
+    title: str = "Result"
+    head: str = ""
+    setting: str = "setting"
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 2
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sort: str = ""
+
+    def __post_init__(self):
+        if self.sort not in SORTS:
+            raise ValueError(f"config.report.sort={self.sort!r} is none of {', '.join(SORTS[1:])}; "
+                             "leave it empty to keep the order of the rows")
+        if self.digits < 0:
+            raise ValueError(f"config.report.digits={self.digits} must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One of `ReportOptions.columns`; rows that `stages` does not name take their own stages."""
+
+    metric: str
+    scale: float = 1.0
+    stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read(report: Mapping[str, Any], stages: Iterable[str]) -> ReportOptions:
+    """Checks config.report before anything runs; its columns become `Column`s.
+
+    Args: stages: names of config.stages.
+    Raises: ValueError: an unknown key or value, or a stage or row that is not there.
+    """
+    opts = options.build(ReportOptions, report, "config.report")
+    columns = {}
+    for title, column in opts.columns.items():
+        where = f"config.report.columns.{title}"
+        section = {"metric": column} if isinstance(column, str) else column
+        columns[title] = options.build(Column, section, where)
+        for row in columns[title].stages:
+            if row not in opts.rows:
+                raise ValueError(f"{where}.stages names the row {row!r}, which is not in "
+                                 "config.report.rows")
+        _check_stages(columns[title].stages.values(), stages, f"{where}.stages")
+    for groups in opts.rows.values():
+        _check_stages(groups.values(), stages, "config.report.rows")
+    return dataclasses.replace(opts, columns=columns)
+
+
+def _check_stages(groups: Iterable[Any], known: Iterable[str], where: str) -> None:
+    """Refuses names of stages that are not there."""
+    for group in groups:
+        for stage in _listed(group):
+            if stage not in known:
+                raise ValueError(f"{where} names the stage {stage!r}, which is not in "
+                                 "config.stages")
+
+
+def _listed(stages: Any) -> list[str]:
+    """One stage or several as a list."""
+    return [stages] if isinstance(stages, str) else list(stages)
 
 
 def summarise(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
@@ -16,37 +102,51 @@ def summarise(report: Mapping[str, Any], results: Mapping[str, Mapping[str, floa
     """Picks the best group of every row.
 
     Args:
-      report: metric (a leading "-": smaller is better), scale, unit, title, and rows: {row:
-        {group: stages}}. A group holds the same setting with several seeds; a row is judged by its
-        best group, as a learning rate would be chosen.
+      report: see `ReportOptions`.
       results: {stage: metrics}.
     Returns: one dict a row: row, group, mean, spread (standard deviation, n - 1; None for one
-      run), n, values, and groups: {group: mean}.
+      run), n, values, groups: {group: mean}, and columns: {title: mean, or None where nothing was
+      measured}.
     Raises: ValueError: a stage or metric that is not there.
     """
-    metric = report["metric"]
-    sign, metric = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
-    scale, table = report.get("scale", 1.0), []
-    for row, groups in report["rows"].items():
+    opts = read(report, results)
+    metric = opts.metric.removeprefix("-")
+    sign, table = -1 if opts.metric.startswith("-") else 1, []
+    for row, groups in opts.rows.items():
         values = {}
         for group, stages in groups.items():
-            stages = [stages] if isinstance(stages, str) else list(stages)
-            for stage in stages:
-                if stage not in results:
-                    raise ValueError(f"config.report.rows names the stage {stage!r}, which is not "
-                                     "in config.stages")
+            for stage in _listed(stages):
                 if metric not in results[stage]:
                     raise ValueError(
                         f"config.report.metric={metric!r} was not measured in stage {stage}; "
                         f"measured: {', '.join(results[stage]) or 'nothing'}")
-            values[group] = [results[stage][metric] * scale for stage in stages]
+            values[group] = [results[stage][metric] * opts.scale for stage in _listed(stages)]
         means = {group: statistics.fmean(numbers) for group, numbers in values.items()}
         best = max(means, key=lambda group: sign * means[group])
         numbers = values[best]
+        columns = {title: _mean_of(column, column.stages.get(row, groups[best]), results)
+                   for title, column in opts.columns.items()}
         table.append({"row": row, "group": best, "mean": means[best],
                       "spread": statistics.stdev(numbers) if len(numbers) > 1 else None,
-                      "n": len(numbers), "values": numbers, "groups": means})
+                      "n": len(numbers), "values": numbers, "groups": means, "columns": columns})
+    for title, column in opts.columns.items():
+        if all(row["columns"][title] is None for row in table):
+            looked = [stage for row in table for stage in _listed(
+                column.stages.get(row["row"], opts.rows[row["row"]][row["group"]]))]
+            measured = dict.fromkeys(name for stage in looked for name in results[stage])
+            raise ValueError(f"config.report.columns.{title}={column.metric!r} was measured in "
+                             f"none of its stages; measured: {', '.join(measured)}")
+    if opts.sort:
+        table.sort(key=lambda row: row["mean"], reverse=opts.sort == "descending")
     return table
+
+
+def _mean_of(column: Column, stages: Any, results: Mapping[str, Mapping[str, float]],
+             ) -> float | None:
+    """A column's number for one row; None where none of its stages measured it."""
+    values = [results[stage][column.metric] for stage in _listed(stages)
+              if column.metric in results[stage]]
+    return statistics.fmean(values) * column.scale if values else None
 
 
 def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
@@ -56,24 +156,39 @@ def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
     Args: see `summarise`.
     Returns: the rows.
     """
-    rows, unit = summarise(report, results), report.get("unit", "")
-    title = report.get("title", "Result")
-    metric = report["metric"].removeprefix("-")
-    heads = ("", "setting", f"{metric} [{unit}]" if unit else metric, "spread", "runs")
-    cells = [(row["row"], row["group"], f"{row['mean']:.2f}",
-              "-" if row["spread"] is None else f"{row['spread']:.2f}", str(row["n"]))
-             for row in rows]
-    table = rich.table.Table(title=title)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 2 else "right")
+    rows, opts = summarise(report, results), read(report, results)
+    metric = opts.metric.removeprefix("-")
+    head = opts.head or metric
+    # beside further columns there is room for spread and runs only if they say something
+    has_spread = not opts.columns or any(row["n"] > 1 for row in rows)
+    heads = ["", opts.setting, f"{head} [{opts.unit}]" if opts.unit else head]
+    cells = [[row["row"], row["group"], f"{row['mean']:.{opts.digits}f}"] for row in rows]
+    intro = f"{head}: {metric}." if head != metric else ""
+    if has_spread:
+        heads += ["spread", "runs"]
+        intro = ("Mean and standard deviation over runs with different seeds; each row at its "
+                 f"best setting. {intro}".rstrip())
+        for line, row in zip(cells, rows):
+            line += ["-" if row["spread"] is None else f"{row['spread']:.{opts.digits}f}",
+                     str(row["n"])]
+    for title in opts.columns:
+        heads.append(title)
+        column = [row["columns"][title] for row in rows]
+        whole = all(value is None or value == round(value) for value in column)
+        for line, value in zip(cells, column):
+            line.append("-" if value is None else f"{value:.{0 if whole else opts.digits}f}")
+    table = rich.table.Table(title=opts.title)
+    for i, name in enumerate(heads):
+        # where many columns do not fit, settings are broken, names are not
+        table.add_column(name, justify="left" if i < 2 else "right", overflow="fold",
+                         no_wrap=bool(opts.columns) and i == 0)
     for line in cells:
         table.add_row(*line)
     rich.console.Console().print(table)
-    markdown = [f"# {title}", "", "Mean and standard deviation over runs with different seeds; "
-                "each row at its best setting.", ""]
-    markdown += ["| " + " | ".join(line) + " |" for line in (heads, ("---",) * len(heads), *cells)]
+    markdown = [f"# {opts.title}", "", *([intro, ""] if intro else [])]
+    markdown += ["| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *cells)]
     folder = absolute(workdir)
     (folder / "report.md").write_text("\n".join(markdown) + "\n")
     (folder / "report.json").write_text(json.dumps(
-        {"title": title, "metric": metric, "unit": unit, "rows": rows}, indent=1) + "\n")
+        {"title": opts.title, "metric": metric, "unit": opts.unit, "rows": rows}, indent=1) + "\n")
     return rows

@@ -13,6 +13,7 @@ HALF_MEAN_STD = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIT = {
     "base": dict(width=768, depth=12, num_heads=12, mlp_ratio=4.0),
     "large": dict(width=1024, depth=24, num_heads=16, mlp_ratio=4.0),
+    "huge": dict(width=1280, depth=32, num_heads=16, mlp_ratio=4.0),
 }
 
 # What a classifier takes from a pre-trained network, and what it must not silently miss: one shared
@@ -21,6 +22,13 @@ FROM_MIM = dict(
     adapt=("expand_rel_pos_bias", "resize_rel_pos_bias", "resize_pos_embed"),
     allow_missing=(r"^fc_norm/", r"^head/"),
     allow_unused=(r"^mask_token$", r"^norm/", r"^lm_head/", r"^cls_pt_"),
+)
+# The same from a masked autoencoder, whose encoder is a plain ViT: its decoder and whatever else it
+# predicted with stay behind, and so does its final norm, which stands on tokens.
+FROM_MAE = dict(
+    adapt=("resize_pos_embed",),
+    allow_missing=(r"^fc_norm/", r"^head/"),
+    allow_unused=(r"^mask_token$", r"^norm/", r"^decoder_", r"^global_head_", r"^fusion_"),
 )
 # The same from a classifier: its norm stays, its head stays behind.
 FROM_CLASSIFIER = dict(
@@ -31,7 +39,8 @@ FROM_CLASSIFIER = dict(
 # `shrink` gives these values to the keys of a section that bear the name.
 TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
             num_masked=6, min_block=4, group_size=4, early_layer=1, head_layers=1,
-            decoder_depth=1, code_dim=8, codebook_size=16)
+            decoder_depth=1, code_dim=8, codebook_size=16, decoder_width=32, decoder_num_heads=2,
+            global_hidden=32, fusion_blocks=(0, 1), blocks=2)
 TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=2, blocks_per_group=1)
 
 
@@ -58,7 +67,7 @@ def base() -> ConfigDict:
             image_px=0,
             target_px=0,
             target_filter="lanczos3",
-            crop="resized",  # resized, pad, none, dvae
+            crop="resized",  # resized, resized_once, pad, none, dvae
             crop_scale=(0.08, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
             interpolation="bicubic",
@@ -80,6 +89,7 @@ def base() -> ConfigDict:
         probe=dict(),
         optim=dict(
             learning_rate=0.0,
+            name="adamw",  # adamw, lars
             min_learning_rate=0.0,
             warmup_steps=0,
             warmup_epochs=0.0,
@@ -97,11 +107,13 @@ def base() -> ConfigDict:
             decay_rel_pos_bias=True,
             ema_decay=0.0,
             mu_dtype="float32",
+            momentum=0.9,  # of lars, as the next one
+            trust_coefficient=0.001,
         ),
         init=dict(checkpoint="", adapt=(), use_ema=True, allow_missing=(), allow_unused=(),
                   collections=()),
-        eval=dict(every_steps=0, every_epochs=0.0, split="validation", pictures=8, knn=(),
-                  knn_temperature=0.07, knn_split="train", knn_bank=0),
+        eval=dict(every_steps=0, every_epochs=0.0, split="validation", limit=0, pictures=8,
+                  knn=(), knn_temperature=0.07, knn_split="train", knn_bank=0),
         checkpoint=dict(every_steps=1000, keep_last=2, keep_best="", keep_every_steps=0),
         log=dict(every_steps=50, tensorboard=True),
         stages=dict(),
@@ -145,15 +157,23 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.update(total_steps=2, total_epochs=0.0)
     config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,
                        image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
-    for section in (config.model, config.mask, config.augment, config.target,
+    for section in (config.model, config.mask, config.augment, config.loss, config.target,
                     config.target.get("model", {})):
         section.update({key: value for key, value in TINY.items() if key in section})
+    if config.mask.get("cell", 1) > 1:
+        config.mask.update(cell=2, num_masked=8)  # two of the four cells
     kind = config.target.get("kind", "")
     if kind == "dvae":
         config.target.update(TINY_DVAE)
         config.data.target_px = 8  # codes stand for 2 px each: a 4 x 4 grid, as the patches'
-    elif kind.startswith(("clip", "dino")):  # whose sizes follow from the name
+    elif kind == "dino_resnet50":
+        config.target.update(image_px=64, layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem_width=8)
+        config.data.target_px = 64  # a token stands for 32 px: a 2 x 2 grid
+    elif kind.startswith(("clip", "dino", "mae_")):  # whose sizes follow from the name
         config.target.update(image_px=32, patch_size=8, width=32, depth=2, num_heads=2)
+        config.data.update(target_px=0, target_filter="lanczos3")
+    elif kind == "hog":
+        config.target.update(image_px=32, patch_size=8)
     if config.task == "dvae_train":
         config.model.update(TINY_DVAE)
     if config.optim.warmup_steps or config.optim.warmup_epochs:
@@ -161,7 +181,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.optim.decay_steps = 0
     config.eval.update(every_steps=0, every_epochs=0.0)
     config.log.every_steps = 1
-    if "checkpoint" in config.target and not config.target.checkpoint.startswith("stage:"):
+    has_weights = kind not in ("hog", "pixels")
+    if has_weights and not config.target.get("checkpoint", "stage:").startswith("stage:"):
         config.target.checkpoint = "random"
     if not config.init.checkpoint.startswith("stage:"):
         # a probe has nothing else to look at; training simply starts fresh

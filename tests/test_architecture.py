@@ -14,12 +14,12 @@ PURE = {"options", "augment", "masking", "losses", "dvae_losses", "metrics", "fl
 MAY = {
     "options": set(), "augment": set(), "masking": set(), "losses": {"vectors"},
     "dvae_losses": set(), "vectors": set(),
-    "metrics": set(), "flops": set(), "checkpoint": set(), "compile_cache": set(),
-    "report": {"checkpoint"},
+    "metrics": {"vectors"}, "flops": set(), "checkpoint": set(), "compile_cache": set(),
+    "report": {"checkpoint", "options"},
     "data": {"data", "options"},
     "convert": {"convert", "checkpoint"},
     "models": {"models"},
-    "targets": {"targets", "models", "vectors"},
+    "targets": {"targets", "models", "vectors", "flops"},
     # class_lists: which classes evaluation chooses among is part of a task, and pure
     "tasks": {"tasks", "targets", "models", "data.text_ops", "data.class_lists"}
              | PURE - {"checkpoint"},

@@ -6,6 +6,7 @@ import pytest
 
 from beit_jax import flops, tasks
 from beit_jax.targets.dvae import DvaeTokenizer
+from beit_jax.targets.teachers import TEACHERS
 from beit_jax.targets.vqkd import VqkdTokenizer
 from configs.beit import ablations
 
@@ -45,3 +46,10 @@ def test_the_head_counts_where_it_is_applied():
     assert work("recover_all") - work("full") == pytest.approx(3 * (196 - 75) * head)
     pixels = 3 * 75 * (head - flops.linear(1, 768, 768)) + flops.dvae_encoder(DvaeTokenizer(), 112)
     assert work("full") - work("no_tokens") == pytest.approx(pixels)
+
+
+@pytest.mark.parametrize(("kind", "forward"), [
+    ("dino_resnet50", 8.174), ("dino_vits16", 9.197), ("dino_vitb16", 35.13),
+    ("clip_vitb16", 35.28), ("dinov2_vitb14", 35.07)])
+def test_teachers(kind, forward):
+    assert TEACHERS[kind]().flops / 1e9 == pytest.approx(forward, abs=0.005)

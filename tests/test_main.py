@@ -1,4 +1,4 @@
-"""The command line: stages, flags, exit codes, report."""
+"""The command line: stages, flags, exit codes."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import toy as toy_module
 
-from beit_jax import main, report
+from beit_jax import main
 
 TOY = toy_module.__file__
 
@@ -113,31 +113,12 @@ def test_importing_the_whole_program_loads_no_tensorflow_and_needs_no_device():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(TOY).parents[1])
 
 
-def test_report_takes_the_best_group_of_each_row_by_its_mean(tmp_path, capsys):
-    results = {f"{group}{i}": {"top1": value} for group, values in {
-        "low": (0.1, 0.2), "high": (0.3, 0.5), "only": (0.9,)}.items()
-        for i, value in enumerate(values)}
-    spec = {"metric": "top1", "scale": 100.0, "unit": "%", "title": "T", "rows": {
-        "tuned": {"lr 1": ["low0", "low1"], "lr 2": ["high0", "high1"]}, "probe": {"-": ["only0"]}}}
-    tuned, probe = report.make(spec, results, tmp_path)
-    assert (tuned["group"], tuned["n"]) == ("lr 2", 2)
-    assert tuned["mean"] == pytest.approx(40.0)
-    assert tuned["spread"] == pytest.approx(200 ** 0.5)  # n - 1
-    assert probe["spread"] is None
-    assert "40.00" in capsys.readouterr().out
-    assert "| tuned | lr 2 | 40.00 | 14.14 | 2 |" in (tmp_path / "report.md").read_text()
-    spec["metric"] = "-top1"
-    assert report.summarise(spec, results)[0]["group"] == "lr 1"
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"rows": {"a": {"b": ["gone"]}}}, "'gone', which is not in config.stages"),
-    ({"metric": "top5"}, "measured: top1"),
-])
-def test_report_says_what_is_missing(change, message):
-    spec = {"metric": "top1", "rows": {"a": {"b": ["there"]}}} | change
-    with pytest.raises(ValueError, match=message):
-        report.summarise(spec, {"there": {"top1": 1.0}})
+def test_a_typo_in_the_report_stops_the_first_stage(toy, tmp_path):
+    config = toy.get_config("stages")
+    config.report.metrics = "eval/validation/top1"
+    with pytest.raises(ValueError, match=r"config\.report\.metrics is unknown"):
+        main.run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_recipe_of_stages_would_not_read_is_refused(toy, command, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from beit_jax.visualize import __main__ as figures
-from beit_jax.visualize import curves
+from beit_jax.visualize import curves, diversity
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,3 +104,31 @@ def test_the_command_collects_the_stages(tmp_path):
 def test_a_single_run_keeps_its_pictures(tmp_path):
     log_run(tmp_path / "run")
     assert figures.collect(tmp_path / "run") == ["curves.png"]
+
+
+def log_similarity(folder, raw, centred, split="train"):
+    folder.mkdir(parents=True)
+    lines = [{"step": 1, "train/loss": 0.0, "train/learning_rate": 0.0},
+             {"step": 2, f"eval/{split}/similarity": 0.0, f"eval/{split}/similarity_centred": 0.0},
+             {"step": 3, f"eval/{split}/similarity": raw,
+              f"eval/{split}/similarity_centred": centred}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_diversity_has_two_bars_a_teacher_the_most_diverse_on_top(tmp_path):
+    log_similarity(tmp_path / "vit", 0.75, 0.125)
+    log_similarity(tmp_path / "resnet", 0.5, -0.25, split="validation")
+    log_run(tmp_path / "student")  # measured no similarity
+    folders = {name: tmp_path / name for name in ("vit", "student", "resnet")}
+    axes, = diversity.draw_bars(folders).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["resnet", "vit"]
+    assert axes.yaxis_inverted()
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.75, -0.25, 0.125]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["S", "S centred"]
+    assert diversity.draw_bars({"student": tmp_path / "student"}) is None
+
+
+def test_a_run_that_trained_nothing_has_bars_and_no_curve(tmp_path):
+    log_similarity(tmp_path / "all" / "vit", 0.75, 0.125)
+    assert figures.collect(tmp_path / "all") == ["token_diversity.png"]
+    Image.open(tmp_path / "all" / "figures" / "token_diversity.png").verify()

@@ -31,8 +31,16 @@ FORMATS = {
     "vqkd": engine.Format(
         tables.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state
     ),
+    "mae": engine.Format(tables.MAE),
     "dino": engine.Format(
         tables.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?"
+    ),
+    "dinov2": engine.Format(
+        tables.DINOV2, tables.DINOV2_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        dead_state=tables.dinov2_dead_state,
+    ),
+    "resnet50": engine.Format(
+        tables.RESNET, tables.RESNET_IGNORED, prefix=r"(module\.)?(backbone\.)?"
     ),
     "clip": engine.Format(
         tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower"

@@ -20,6 +20,7 @@ TRANSFORMS = {
     "table": (lambda a: a[None], lambda a: a[0]),  # [n, d], ours [1, n, d]
 }
 _JOIN = re.compile(r"join(\d)of(\d)")  # one of n Linears whose outputs stand side by side in ours
+_PART = re.compile(r"part(\d)of(\d)")  # one of n leaves of ours that stand side by side there
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -90,6 +91,7 @@ def import_arrays(
         if fmt.outside and some_have_prefix and bare == name:
             ignored.append((name, fmt.outside))
             continue
+        known = False
         for pattern, theirs, ours, transform in rows:
             match = pattern.fullmatch(bare)
             if match:
@@ -104,8 +106,11 @@ def import_arrays(
                 by_part[part] = array
                 if block is not None:
                     depths.setdefault(theirs.split("{i}")[0], {})[target] = len(found[target])
-                used.append(name)
-                break
+                known = True
+                if not _PART.fullmatch(transform):
+                    break
+        if known:
+            used.append(name)
         else:
             reason = _reason(bare, fmt.ignored)
             (ignored if reason else unknown).append((name, reason) if reason else name)
@@ -138,6 +143,15 @@ def export_arrays(
         ours = _expand_shared_table(ours)
     rows = [(row[0], _pattern(row[1]), row[2]) for row in fmt.names if _applies(row, ours)]
     reference, unknown = {}, []
+    parts: dict[str, dict[int, np.ndarray]] = {}  # of reference names that several leaves make
+
+    def put(name: str, array: np.ndarray, transform: str) -> None:
+        part = _PART.fullmatch(transform)
+        if part:
+            parts.setdefault(name, {})[int(part[1])] = array
+        else:
+            reference[name] = _to_reference(array, transform)
+
     for name, value in ours.items():
         known = False
         for template, pattern, transform in rows:
@@ -148,13 +162,18 @@ def export_arrays(
             if "{i}" in template:
                 for i, block in enumerate(value):
                     fields = match.groupdict() | {"i": str(i)}
-                    reference[_fill(template, fields)] = _to_reference(block, transform)
+                    put(_fill(template, fields), block, transform)
             else:
-                reference[_fill(template, match.groupdict())] = _to_reference(value, transform)
+                put(_fill(template, match.groupdict()), value, transform)
         if not known:
             unknown.append(name)
     if unknown:
         raise ValueError(f"no row of the name table knows our {_list(unknown)}")
+    for name, by_part in parts.items():
+        if sorted(by_part) != list(range(len(by_part))) or len(by_part) < _parts_of(name, fmt):
+            raise ValueError(f"{name} is made of {_parts_of(name, fmt)} leaves of ours; "
+                             f"{len(by_part)} are there")
+        reference[name] = np.concatenate([by_part[i] for i in range(len(by_part))], axis=-1)
     reference |= fmt.dead_state(ours)
     return reference, Report(tuple(ours), (), tuple(reference))
 
@@ -163,10 +182,17 @@ def _to_ours(array: np.ndarray, transform: str) -> tuple[np.ndarray, int, int]:
     """(array in our layout, which part it is, how many parts there are)."""
     if array.dtype == np.float16:  # weights are float32 here; float16 fits into it exactly
         array = array.astype(np.float32)
-    join = _JOIN.fullmatch(transform)
+    join, part = _JOIN.fullmatch(transform), _PART.fullmatch(transform)
     if join:
         return array.T, int(join[1]), int(join[2])
+    if part:
+        return np.split(array, int(part[2]), axis=-1)[int(part[1])], 0, 1
     return TRANSFORMS[transform][0](array), 0, 1
+
+
+def _parts_of(name: str, fmt: Format) -> int:
+    """How many of our leaves make the reference's array."""
+    return sum(_pattern(row[0]).fullmatch(name) is not None for row in fmt.names)
 
 
 def _to_reference(array: np.ndarray, transform: str) -> np.ndarray:

@@ -191,6 +191,76 @@ DINO = (
 )
 DINO_IGNORED = ((r"head\..*", "a projection head or classifier: features end before it"),)
 
+# masked autoencoders: MAE's files, whole or the encoder alone; encoder and decoder have blocks of
+# one kind. Their position tables are fixed in pre-training and stored all the same.
+_MAE_BLOCK = _PLAIN_BLOCK + tuple(
+    ("attn.qkv.bias", f"attn/{part}_bias", f"part{i}of3") for i, part in enumerate("qkv")
+)
+MAE = (
+    _TOKENS
+    + _under("blocks.{i}.", "blocks/", _MAE_BLOCK)
+    + _under("norm.", "norm/", _NORM)
+    + _under("fc_norm.", "fc_norm/", _NORM)
+    + _under("head.", "head/", _LINEAR)
+    + (
+        ("mask_token", "mask_token", "same"),
+        ("decoder_pos_embed", "decoder_pos_embed", "same"),
+    )
+    + _under("decoder_embed.", "decoder_embed/", _LINEAR)
+    + _under("decoder_blocks.{i}.", "decoder_blocks/", _MAE_BLOCK)
+    + _under("decoder_norm.", "decoder_norm/", _NORM)
+    + _under("decoder_pred.", "decoder_pred/", _LINEAR)
+)
+
+# DINOv2's ViTs: layer scale, perhaps registers
+DINOV2 = DINO + (
+    ("blocks.{i}.ls1.gamma", "blocks/ls1/gamma", "same"),
+    ("blocks.{i}.ls2.gamma", "blocks/ls2/gamma", "same"),
+    ("register_tokens", "register_tokens", "same"),
+)
+DINOV2_IGNORED = (
+    ("mask_token", "used in its own training alone"),
+    (r"((dino|ibot)_)?head\..*", "a projection head or classifier: features end before it"),
+)
+
+
+def dinov2_dead_state(ours) -> dict:
+    """The mask token that the original loads strictly and does not use: zeros, as it began."""
+    if "cls_token" not in ours:
+        return {}
+    return {"mask_token": np.zeros((1, np.shape(ours["cls_token"])[-1]), np.float32)}
+
+
+_STATISTICS = (("running_mean", "mean", "same"), ("running_var", "var", "same"))
+
+
+def _conv_and_norm(conv: tuple[str, str], norm: tuple[str, str]) -> tuple:
+    """A convolution without a bias, and its batch norm: (reference, ours) of each."""
+    return (
+        ((conv[0] + ".weight", conv[1] + "/kernel", "conv"),)
+        + _under(norm[0] + ".", norm[1] + "/", _NORM)
+        + _under(norm[0] + ".", f"batch_stats/{norm[1]}/", _STATISTICS)
+    )
+
+
+# ResNets of bottlenecks as torchvision and timm name them; DINO's has no classifier
+_BOTTLENECK = ("layer{g}.{b}.", "layer{g}/block{b}/")
+RESNET = (
+    _conv_and_norm(("conv1", "conv1"), ("bn1", "bn1"))
+    + _conv_and_norm(
+        tuple(block + "conv{j}" for block in _BOTTLENECK),
+        tuple(block + "bn{j}" for block in _BOTTLENECK),
+    )
+    + _conv_and_norm(
+        (_BOTTLENECK[0] + "downsample.0", _BOTTLENECK[1] + "downsample_conv"),
+        (_BOTTLENECK[0] + "downsample.1", _BOTTLENECK[1] + "downsample_bn"),
+    )
+)
+RESNET_IGNORED = (
+    (r".*\.num_batches_tracked", "a counter of the training; loaders fill it in"),
+    (r"(fc|head)\..*", "a classifier or projection head: features end before it"),
+)
+
 # CLIP's image tower; its projection is multiplied from the right, as ours
 CLIP = (
     (

@@ -60,6 +60,21 @@ def sample_crop(height, width, draws, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     return tf.cast(tf.stack([top, left, h, w], -1), tf.int32)
 
 
+def sample_crop_once(height, width, draws, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """As `sample_crop`, of the same draws, but its first try is taken: cut to fit, never rejected.
+
+    Source: facebookresearch/mae util/crop.py, for linear probes; after BYOL's code.
+    """
+    height, width = (tf.cast(size, tf.float32) for size in (height, width))
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = tf.exp(log_low + (log_high - log_low) * draws[..., 10])
+    w = tf.minimum(tf.round(tf.sqrt(area * aspect)), width)
+    h = tf.minimum(tf.round(tf.sqrt(area / aspect)), height)
+    top, left = _uniform_int(draws[..., 20], height - h), _uniform_int(draws[..., 21], width - w)
+    return tf.cast(tf.stack([top, left, h, w], -1), tf.int32)
+
+
 def _uniform_int(draw, high):
     """A draw of [0, 1) as an integer of 0..high, both included, in float32."""
     return tf.minimum(tf.floor(draw * (high + 1)), high)

@@ -2,7 +2,7 @@
 import dataclasses
 import re
 
-CROPS = ("resized", "pad", "none", "dvae")
+CROPS = ("resized", "resized_once", "pad", "none", "dvae")
 FILTERS = ("bilinear", "bicubic", "lanczos3")
 
 
@@ -22,9 +22,10 @@ class DataOptions:
       eval_batch_size: the same for evaluation; 0 = global_batch_size.
       image_px: side of `image`. target_px: side of `image_for_target`; 0 = no second view.
       target_filter: resampling of the second view.
-      crop: "resized" (random resized crop), "pad" (shift by up to 4 pixels, for 32 px),
-        "none" (resize the short side, cut out the middle), "dvae" (the tokenizer's own).
-      crop_scale, crop_ratio: area fractions and aspects of "resized".
+      crop: "resized" (random resized crop), "resized_once" (the same without a second try), "pad"
+        (shift by up to 4 pixels, for 32 px), "none" (resize the short side, cut out the middle),
+        "dvae" (the tokenizer's own).
+      crop_scale, crop_ratio: area fractions and aspects of "resized" and "resized_once".
       interpolation: resampling of the first view: "bilinear", "bicubic", "lanczos3".
       flip: probability of mirroring.
       color_jitter: strength, 0 = off; without effect where RandAugment is on.

@@ -9,6 +9,8 @@ from beit_jax.data.host_tensorflow import tf
 from beit_jax.data.options import DataOptions
 
 _PADDING = 4  # pixels of black border of crop="pad"
+# crops that are a random box, resized -> what draws the box
+_BOXES = {"resized": image_ops.sample_crop, "resized_once": image_ops.sample_crop_once}
 
 
 def can_batch(images, options: DataOptions) -> bool:
@@ -27,10 +29,10 @@ def train_batch(images, draws, options: DataOptions) -> dict:
     if options.color_jitter and not options.randaugment:
         images = image_ops.color_jitter(images, jitter, options.color_jitter)
     sizes = _sizes(options)
-    if options.crop == "resized":
+    if options.crop in _BOXES:
         count = tf.shape(images)[0]
         height, width = (tf.fill([count], size) for size in images.shape[1:3])
-        boxes = image_ops.sample_crop(height, width, crop, options.crop_scale, options.crop_ratio)
+        boxes = _BOXES[options.crop](height, width, crop, options.crop_scale, options.crop_ratio)
         views = {key: batch_ops.crop_and_resize(images, boxes, size, method)
                  for key, (size, method) in sizes.items()}
     else:
@@ -52,14 +54,14 @@ def train_example(image, seed, options: DataOptions) -> dict:
     """Views of one image, uint8 [h, w, 3] or encoded (a string); the seed is int [2]."""
     jitter_seed, crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 3))
     jitters = options.color_jitter and not options.randaugment
-    if image.dtype == tf.string and (jitters or options.crop != "resized"):
+    if image.dtype == tf.string and (jitters or options.crop not in _BOXES):
         image = decode(image, options.fast)
     if jitters:
         draws = tf.random.stateless_uniform([6], jitter_seed)
         image = image_ops.color_jitter(image, draws, options.color_jitter)
     antialias = not options.fast
     sizes = _sizes(options)
-    if options.crop == "resized":
+    if options.crop in _BOXES:
         image = _random_crop(image, crop_seed, options)
         views = {key: image_ops.resize(image, size, size, method, antialias)
                  for key, (size, method) in sizes.items()}
@@ -118,8 +120,8 @@ def _random_crop(image, seed, options: DataOptions):
     draws = tf.random.stateless_uniform([22], seed)
 
     def box_of(shape):
-        return image_ops.sample_crop(shape[0], shape[1], draws, options.crop_scale,
-                                     options.crop_ratio)
+        return _BOXES[options.crop](shape[0], shape[1], draws, options.crop_scale,
+                                    options.crop_ratio)
 
     def crop_of(pixels):
         return image_ops.crop(pixels, box_of(tf.shape(pixels)))

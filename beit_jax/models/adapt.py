@@ -5,6 +5,8 @@ leaves of `target` need only a shape, and returns a new `loaded`. A config lists
 order: config.init.adapt = ("drop_head", "expand_rel_pos_bias", "resize_rel_pos_bias").
 """
 
+import functools
+
 import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
@@ -47,7 +49,7 @@ def resize_rel_pos_bias(loaded: dict, target: dict) -> dict:
 
 def resize_pos_embed(loaded: dict, target: dict) -> dict:
     """Interpolates learned absolute positions to the target's grid; the class token's is kept."""
-    return _resize_positions(loaded, target, 0.0)
+    return _resize_positions(loaded, target, bicubic_matrix)
 
 
 def resize_pos_embed_offset(loaded: dict, target: dict) -> dict:
@@ -56,17 +58,26 @@ def resize_pos_embed_offset(loaded: dict, target: dict) -> dict:
     Source: facebookresearch/dino vision_transformer.py; microsoft/unilm beit2/. Both resize on the
       fly, by the factor (tokens per side + 0.1) / (trained tokens per side).
     """
-    return _resize_positions(loaded, target, 0.1)
+    return _resize_positions(loaded, target, functools.partial(bicubic_matrix, offset=0.1))
 
 
-def _resize_positions(loaded: dict, target: dict, offset: float) -> dict:
+def resize_pos_embed_antialias(loaded: dict, target: dict) -> dict:
+    """As resize_pos_embed, but with antialiasing (DINOv2 with registers).
+
+    Source: facebookresearch/dinov2 dinov2/hub/backbones.py, where these models have
+      interpolate_antialias=True and interpolate_offset=0.0; those without have DINO's rule.
+    """
+    return _resize_positions(loaded, target, antialias_matrix)
+
+
+def _resize_positions(loaded: dict, target: dict, matrix) -> dict:
     """Resizes every table called pos_embed, of the network or of a part of it, that needs it."""
     resized = {}
     for path, table in loaded.items():
         if path.split("/")[-1] == POSITIONS and path in target:
             tokens = target[path].shape[1]
             if np.shape(table)[1] != tokens:
-                resized[path] = interpolate_pos_embed(np.asarray(table), tokens, offset)
+                resized[path] = interpolate_pos_embed(np.asarray(table), tokens, matrix)
     return loaded | resized
 
 
@@ -94,6 +105,7 @@ ADAPT = {
     "drop_head": drop_head,
     "expand_rel_pos_bias": expand_rel_pos_bias,
     "resize_pos_embed": resize_pos_embed,
+    "resize_pos_embed_antialias": resize_pos_embed_antialias,
     "resize_pos_embed_offset": resize_pos_embed_offset,
     "resize_rel_pos_bias": resize_rel_pos_bias,
     "take_encoder": take_encoder,
@@ -157,20 +169,19 @@ def _table_side(rows: int) -> int:
     return side
 
 
-def interpolate_pos_embed(table: np.ndarray, tokens: int, offset: float = 0.0) -> np.ndarray:
-    """Absolute positions for another square grid: bicubic with a = -0.75, without antialiasing.
+def interpolate_pos_embed(table: np.ndarray, tokens: int, matrix=None) -> np.ndarray:
+    """Absolute positions for another square grid, each side resampled alike.
 
     Args:
       table: [1, n + 1, d], class token first.
       tokens: tokens wanted, the class token included.
-      offset: see bicubic_matrix.
+      matrix: (source, target) -> weights [target, source]; None: `bicubic_matrix`.
     Returns: float32 [1, tokens, d].
     Raises: ValueError: either grid is not square.
-    Source: PyTorch's interpolate(mode="bicubic"), which the original calls.
     """
     source, target = (_grid_side(n - 1) for n in (table.shape[1], tokens))
     grid = np.asarray(table[0, 1:], np.float64).reshape(source, source, -1)
-    weights = bicubic_matrix(source, target, offset)
+    weights = (matrix or bicubic_matrix)(source, target)
     resized = np.einsum("is,jt,std->ijd", weights, weights, grid)
     patches = resized.reshape(1, target * target, -1)
     return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
@@ -190,15 +201,32 @@ def bicubic_matrix(source: int, target: int, offset: float = 0.0) -> np.ndarray:
 
     offset: added to `target` in the step of the coordinates, source / (target + offset), not in the
       number of points; DINO's 0.1 shifts all of them a little towards the first.
+    Source: PyTorch's interpolate(mode="bicubic"), which the originals call.
     """
-    a = -0.75
     centre = (np.arange(target) + 0.5) * source / (target + offset) - 0.5
     base = np.floor(centre).astype(int)
     matrix = np.zeros((target, source))
     for tap in range(-1, 3):
-        t = np.abs(centre - (base + tap))
-        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
-        far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
         columns = np.clip(base + tap, 0, source - 1)
-        np.add.at(matrix, (np.arange(target), columns), np.where(t <= 1, near, far))
+        np.add.at(matrix, (np.arange(target), columns), _cubic(centre - (base + tap), -0.75))
     return matrix
+
+
+def antialias_matrix(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] of 1-d bicubic resampling with antialiasing: a = -0.5, the kernel
+    as much wider as the grid shrinks, weights beyond the edges shared out among the others.
+
+    Source: PyTorch's interpolate(mode="bicubic", antialias=True); jax.image.resize's "cubic".
+    """
+    step = source / target
+    centre = (np.arange(target) + 0.5) * step - 0.5
+    matrix = _cubic((centre[:, None] - np.arange(source)) / max(step, 1.0), -0.5)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic kernel, zero from distance 2 on."""
+    t = np.abs(distance)
+    near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+    far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))

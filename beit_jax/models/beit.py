@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.models import layers
-from beit_jax.models.vit import VisionTransformer, weight_init
+from beit_jax.models.blocks import token_init, weight_init
+from beit_jax.models.vit import VisionTransformer
 
 
 class BeitForMim(VisionTransformer):
@@ -21,7 +22,7 @@ class BeitForMim(VisionTransformer):
 
     def setup(self):
         super().setup()
-        self.mask_token = self.param("mask_token", weight_init(self.initializer),
+        self.mask_token = self.param("mask_token", token_init(self.initializer),
                                      (1, 1, self.width))
         self.norm = layers.LayerNorm(self.epsilon)
         # float32 logits: among thousands of codes bfloat16 would make ties
@@ -91,14 +92,12 @@ class BeitV2ForMim(BeitForMim):
 
     def both_features(self, image, is_masked, *, train: bool = False):
         """Tokens after the last block and after the head, each [b, n + 1, d], not normalised."""
-        x, early = self.encode(image, is_masked, mask_token=self.mask_token, train=train,
-                               keep=self.early_layer - 1)
-        joined = jnp.concatenate([x[:, :1], early[:, 1:]], axis=1)
-        first, count = self.early_layer, self.head_layers
-        indices = jnp.arange(first, first + count)
-        # the drop path rates grow on from those of the blocks below
-        rates = jnp.linspace(0.0, self.drop_path_rate, max(self.depth, first + count))[indices]
-        return x, self.run(self.cls_pt_layers, joined, indices, rates, train)[0]
+        tokens = self.embed(image, is_masked, self.mask_token)
+        wanted = jax.nn.one_hot(self.early_layer - 1, self.depth)
+        x, _, early = self.run(self.blocks, self.depth, tokens, train=train, weights=wanted)
+        joined = jnp.concatenate([x[:, :1], early[:, 1:].astype(x.dtype)], axis=1)
+        return x, self.run(self.cls_pt_layers, self.head_layers, joined, train=train,
+                           first=self.early_layer)[0]
 
     def __call__(self, image, is_masked, positions=None, *, train: bool = False):
         x, aggregated = self.both_features(image, is_masked, train=train)

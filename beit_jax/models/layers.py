@@ -67,6 +67,11 @@ def _layer_norm_backward(epsilon, saved, dy):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+def standardise(x, epsilon: float = 1e-6):
+    """LayerNorm without parameters: every vector to mean 0 and variance 1. [..., d] -> [..., d]."""
+    return layer_norm(x, jnp.ones(x.shape[-1:]), jnp.zeros(x.shape[-1:]), epsilon)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis; parameters and statistics float32, output in x's dtype."""
 

@@ -49,3 +49,30 @@ class RelativePositionBias(nn.Module):
         table = self.param("relative_position_bias_table", nn.initializers.zeros,
                            (num_relative_distances(self.grid), self.num_heads))
         return gather_bias(table, self.grid)
+
+
+def sincos_table(width: int, grid: tuple[int, int]) -> np.ndarray:
+    """Fixed absolute positions: float32 [1, rows * columns + 1, width], the class token's are 0.
+
+    The first half of a vector tells the column, the second the row; in each half all sines stand
+    before all cosines, at frequencies 10000 ** (-i / (width / 4)).
+    Raises: ValueError: the width is no multiple of 4.
+    Source: MAE; facebookresearch/mae util/pos_embed.py. Rows first would fit the name of the
+      variable there, and no checkpoint.
+    """
+    if width % 4:
+        raise ValueError(f"width={width} is no multiple of 4: sine-cosine positions need one")
+    frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = (axis.ravel()[:, None] * frequency for axis in np.mgrid[:grid[0], :grid[1]])
+    patches = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
+    table = np.concatenate([np.zeros((1, width)), patches])
+    return table[None].astype(np.float32)
+
+
+def sincos_init(grid: tuple[int, int]):
+    """Initialiser of a table [1, n + 1, d] of `sincos_table`."""
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        return jnp.asarray(sincos_table(shape[-1], grid), dtype)
+
+    return init

@@ -1,8 +1,14 @@
 """Raw pixels of every patch as regression targets. Source: BEiT, Table 4 ("pixel recovery");
 normalisation: MAE (arXiv 2111.06377), Sec. 3."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from beit_jax.models.vit import patch_grid
+from beit_jax.targets import preprocess
 
 
 def patch_pixels(image: jax.Array, patch_size: int, *, normalise: bool = False) -> jax.Array:
@@ -27,3 +33,58 @@ def patch_pixels(image: jax.Array, patch_size: int, *, normalise: bool = False) 
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Pixels as a target without weights: `variables` is not looked at.
+
+    Attributes:
+      image_px, patch_size: sides in pixels.
+      mean, std: of red, green and blue, by which images in [0, 1] are normalised first.
+      normalise: see `patch_pixels`.
+    """
+
+    image_px: int = 224
+    patch_size: int = 16
+    mean: tuple[float, ...] = preprocess.IMAGENET[0]
+    std: tuple[float, ...] = preprocess.IMAGENET[1]
+    normalise: bool = True
+    has_weights = False
+    flops = 0.0
+
+    @property
+    def dim(self) -> int:
+        return 3 * self.patch_size**2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
+        return patch_grid(self.image_px, self.patch_size)
+
+    def init(self, key: jax.Array) -> dict:
+        del key
+        return {"params": {}}
+
+    def features(self, variables: dict, image01: jax.Array) -> jax.Array:
+        """float32 [b, n, dim]. Raises ValueError: another size than `image_px`."""
+        del variables
+        preprocess.check_size(image01, self.image_px)
+        image = preprocess.normalise(jax.lax.stop_gradient(image01), self.mean, self.std)
+        return patch_pixels(image, self.patch_size, normalise=self.normalise)
+
+    def picture(self, tokens: jax.Array, image01: jax.Array) -> jax.Array:
+        """The image in [0, 1] that tokens [b, n, dim] describe, [b, h, w, 3], not clipped.
+
+        Normalised patches get mean and variance back from `image01`, which the network has not
+        predicted: such a picture shows structure, not colour.
+        """
+        true = patch_pixels(preprocess.normalise(image01, self.mean, self.std), self.patch_size)
+        if self.normalise:
+            mean, variance = (statistic(true, axis=-1, keepdims=True) for statistic in
+                              (jnp.mean, functools.partial(jnp.var, ddof=1)))
+            tokens = tokens * jnp.sqrt(variance + 1e-6) + mean
+        (rows, columns), p = self.grid, self.patch_size
+        image = tokens.reshape(-1, rows, columns, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        image = image.reshape(-1, rows * p, columns * p, 3)
+        return image * jnp.asarray(self.std) + jnp.asarray(self.mean)

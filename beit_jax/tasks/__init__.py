@@ -5,7 +5,10 @@ from beit_jax.tasks import (
     beitv2_pretrain,
     classification,
     dvae_train,
+    img2vec_pretrain,
     linear_probe,
+    mae_pretrain,
+    token_diversity,
     vqkd_train,
 )
 
@@ -14,7 +17,10 @@ TASKS = {
     "beitv2_pretrain": beitv2_pretrain.make,
     "classification": classification.make,
     "dvae_train": dvae_train.make,
+    "img2vec_pretrain": img2vec_pretrain.make,
     "linear_probe": linear_probe.make,
+    "mae_pretrain": mae_pretrain.make,
+    "token_diversity": token_diversity.make,
     "vqkd_train": vqkd_train.make,
 }
 

@@ -2,7 +2,8 @@
 
 Blocks are numbered from 0 here; papers count from 1, so that "block 9" of a paper is block 8.
 Source: BEiT (arXiv 2106.08254), Sec. 3.3 and appendix; microsoft/unilm beit/run_linear_eval.py;
-  BEiT v2 (arXiv 2208.06366) probes the class token of the last block.
+  BEiT v2 (arXiv 2208.06366) probes the class token of the last block; MAE (arXiv 2111.06377),
+  appendix A.1, and facebookresearch/mae main_linprobe.py do it behind a batch normalisation.
 """
 
 import dataclasses
@@ -13,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax import augment, losses, metrics, options
+from beit_jax.models.layers import standardise
 from beit_jax.models.vit import VisionTransformer
 from beit_jax.tasks import task as contract
 
 FEATURES = ("mean", "cls", "cls+mean")
-NORMALISE = ("none", "layer", "batch")
+NORMALISE = ("none", "layer", "batch", "layer+batch")
 EPSILON = 1e-6  # of both normalisations; the backbone's own norm has the same
+SCOPE = "block_classifiers"  # by which training/optim.py knows that the first axis counts layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,12 @@ class ProbeOptions:
           norm(x_L)[0] can: the scale and shift of that norm are absorbed by the linear layer;
         "batch": each of the f numbers to mean 0 and variance 1 over the global batch, or over a
           part of it that is worked off by itself; evaluation takes running averages (0.9 of the
-          old value is kept each time, biased variance).
+          old value is kept each time, biased variance: of b rows, PyTorch's is b / (b - 1) times
+          as large, 6e-5 more at MAE's 16,384);
+        "layer+batch": one after the other. On the last block's class token this is MAE's probe,
+          which puts a batch normalisation behind the backbone's final norm: that norm gives
+          s_j * x_j + t_j, x what "layer" gives; batch normalisation takes t_j out again, and s_j
+          but for its sign, which the classifier absorbs (and epsilon counts as epsilon / s_j^2).
     """
 
     num_classes: int
@@ -62,14 +70,8 @@ class BlockClassifiers(nn.Module):
                 use_bias=False, use_scale=False, use_fast_variance=False, name="norm")(features)
         kernel = self.param("kernel", nn.initializers.normal(0.01),
                             (depth, width, self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (depth, 1, self.num_classes))
-        return jnp.einsum("lbf,lfc->lbc", features, kernel) + bias
-
-
-def standardise(features):
-    """Each vector to mean 0 and variance 1. features float32 [..., d]."""
-    centred = features - jnp.mean(features, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred ** 2, axis=-1, keepdims=True) + EPSILON)
+        bias = self.param("bias", nn.initializers.zeros, (depth, self.num_classes))
+        return jnp.einsum("lbf,lfc->lbc", features, kernel) + bias[:, None]
 
 
 def make(config) -> contract.Task:
@@ -89,7 +91,8 @@ def make(config) -> contract.Task:
     if probe.num_classes < 2:
         raise ValueError(f"probe.num_classes={probe.num_classes}: a probe needs two classes or "
                          "more; does the data set have labels?")
-    classifiers = BlockClassifiers(probe.num_classes, batch_norm=probe.normalise == "batch")
+    parts = probe.normalise.split("+")
+    classifiers = BlockClassifiers(probe.num_classes, batch_norm="batch" in parts)
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
     image_shape = (1, backbone.grid[0] * backbone.patch_size, backbone.image_px, 3)
     width = backbone.width * (2 if probe.feature == "cls+mean" else 1)
@@ -103,8 +106,8 @@ def make(config) -> contract.Task:
                                    all_blocks=True, method="encode")
         tokens = jax.lax.stop_gradient(tokens.astype(jnp.float32))  # [l, b, n + 1, d]
         cls, mean = tokens[:, :, 0], jnp.mean(tokens[:, :, 1:], axis=2)
-        if probe.normalise == "layer":
-            cls, mean = standardise(cls), standardise(mean)
+        if "layer" in parts:
+            cls, mean = standardise(cls, EPSILON), standardise(mean, EPSILON)
         return {"cls": cls, "mean": mean,
                 "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[probe.feature]
 
@@ -116,12 +119,13 @@ def make(config) -> contract.Task:
 
     def init(key, batch):
         del batch
-        return classifiers.init(key, jnp.zeros((backbone.depth, 1, width)))
+        variables = classifiers.init(key, jnp.zeros((backbone.depth, 1, width)))
+        return {**variables, "params": {SCOPE: variables["params"]}}
 
     def loss(params, state, frozen, batch, key):
         del key
-        logits, state = classifiers.apply({"params": params, **state}, features(frozen, batch),
-                                          train=True, mutable=list(state))
+        logits, state = classifiers.apply({"params": params[SCOPE], **state},
+                                          features(frozen, batch), train=True, mutable=list(state))
         errors, hits = per_block(logits, batch["label"])
         weights = (batch["label"] >= 0).astype(jnp.float32)
         shares = weights / jnp.maximum(jnp.sum(weights), 1.0)
@@ -129,6 +133,7 @@ def make(config) -> contract.Task:
         return total, (state, {"loss": total, "accuracy": jnp.max(hits @ shares)})
 
     def eval_step(variables, frozen, batch):
+        variables = {**variables, "params": variables["params"][SCOPE]}
         logits = classifiers.apply(variables, features(frozen, batch))
         errors, hits = per_block(logits, batch["label"])
         weights = (batch["is_example"] & (batch["label"] >= 0)).astype(jnp.float32)

@@ -21,7 +21,8 @@ class Frozen(NamedTuple):
     Attributes:
       init: key -> variables, for example {"params": ...}: gives the shapes, and random weights
         where the config asks for them.
-      section: the config section whose `checkpoint` and `adapt` say where the weights come from.
+      section: the config section whose `checkpoint` and `adapt` say where the weights come from;
+        dots lead to a section in a section.
     """
 
     init: Callable

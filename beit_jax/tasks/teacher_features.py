@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from beit_jax import flops, options
+from beit_jax import options
 from beit_jax.targets.teachers import TEACHERS
 from beit_jax.tasks import task as contract
 
@@ -20,6 +20,7 @@ class TeacherFeatures(NamedTuple):
       tokens: (frozen, batch) -> float32 [b, gh * gw, c], row-major, raw, no gradient. The teacher
         sees `image_for_target` where the batch has one (config.data.target_px), else `image`.
       flops: work per image, as flops.py counts.
+      picture: (tokens, image01) -> image01 that the tokens describe, for pixels; else None.
     """
 
     dim: int
@@ -27,23 +28,31 @@ class TeacherFeatures(NamedTuple):
     frozen: dict[str, contract.Frozen]
     tokens: Callable
     flops: float
+    picture: Callable | None = None
 
 
-def make(config) -> TeacherFeatures:
+def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
     """The teacher that config.target names by `kind`, with its sizes.
 
+    Args: beside: keys of config.target that the calling task reads itself.
     Raises: ValueError: an unknown kind or key.
     """
     kind = config.target.get("kind", "")
     if kind not in TEACHERS:
         raise ValueError(f"target.kind={kind!r} is none of {', '.join(TEACHERS)}")
-    section = contract.network_fields(config.target, "config.target")
-    teacher = options.build(TEACHERS[kind], section, "config.target")
+    section = {key: value for key, value in config.target.items() if key not in beside}
+    fields = contract.network_fields(section, "config.target")
+    teacher = options.build(TEACHERS[kind], fields, "config.target")
+    frozen = {"teacher": contract.Frozen(teacher.init, "target")} if teacher.has_weights else {}
+    if not teacher.has_weights:
+        for key in contract.OF_LOADING:
+            if section.get(key):
+                raise ValueError(f"config.target.{key}={section[key]!r}, but {kind} has no "
+                                 "weights to load: remove it")
 
     def tokens(frozen, batch):
         image01 = batch.get("image_for_target", batch["image"]).astype(jnp.float32) / 255.0
-        return teacher.features(frozen["teacher"], image01)
+        return teacher.features(frozen.get("teacher", {}), image01)
 
-    return TeacherFeatures(
-        teacher.dim, teacher.grid, {"teacher": contract.Frozen(teacher.init, "target")}, tokens,
-        flops.teacher(teacher.network, teacher.dim))
+    return TeacherFeatures(teacher.dim, teacher.grid, frozen, tokens, teacher.flops,
+                           getattr(teacher, "picture", None))

@@ -23,6 +23,7 @@ class EvalOptions:
       every_steps: steps between evaluations.
       every_epochs: the same in epochs; with both 0 only the end is evaluated.
       split: the split that is measured.
+      limit: at most so many of its examples, evenly spaced; 0: all.
       pictures: rows of the task's pictures; 0 draws none.
       knn: numbers of neighbours, (10, 20, 100, 200): classifies the split by the labels of the
         nearest features of `knn_split`; () does not. Result: eval/<split>/knn_<k>, top-1.
@@ -35,6 +36,7 @@ class EvalOptions:
     every_steps: int = 0
     every_epochs: float = 0.0
     split: str = "validation"
+    limit: int = 0
     pictures: int = 8
     knn: tuple[int, ...] = ()
     knn_temperature: float = 0.07
@@ -42,6 +44,8 @@ class EvalOptions:
     knn_bank: int = 0
 
     def __post_init__(self):
+        if self.limit < 0:
+            raise ValueError(f"config.eval.limit={self.limit} must be positive, or 0 for all")
         if any(k < 1 for k in self.knn):
             raise ValueError(f"config.eval.knn={self.knn}: numbers of neighbours are positive")
         if self.knn_temperature <= 0:

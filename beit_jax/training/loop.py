@@ -110,17 +110,18 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
         out_shardings=(sharding.shardings(abstract, mesh), sharding.replicated(mesh)))
     draw_pictures = evaluate.make_pictures(task, opts.eval.pictures, mesh)
     split = opts.eval.split
-    if not info.num_eval:
+    has_rows = info.num_eval or split == "train"  # of which there always are some
+    if not has_rows:
         log.warning("%s: the data has no examples to evaluate on", name)
 
     # one small program in place of one for every operation of the schedules
     rates = jax.jit(lambda step: {key: at(step) for key, at in schedules.items()})
 
-    def rows(part: str = split, limit: int = 0) -> Iterator:
+    def rows(part: str = split, limit: int = opts.eval.limit) -> Iterator:
         return pipeline.eval_batches(opts.data, part, limit=limit, **process)
 
     def measure(current) -> dict[str, float]:
-        if not info.num_eval:
+        if not has_rows:
             return {}
         values = measure_split(current, frozen, rows)
         return {f"eval/{split}/{key}": value for key, value in values.items()}
@@ -128,7 +129,7 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     def draw(current) -> dict[str, Any]:
         if draw_pictures is None:
             return {}
-        shown = next(iter(rows())) if info.num_eval else first
+        shown = next(iter(rows())) if has_rows else first
         return draw_pictures(current, frozen, shown, draw_key)
 
     return Job(name, opts, mesh, task, total, per_epoch, checkpoints, start or 0, train_state,

@@ -1,4 +1,4 @@
-"""AdamW with decay mask, layer-wise learning rates on stacked blocks, and the schedules."""
+"""AdamW and LARS with decay mask, layer-wise learning rates on stacked blocks, and schedules."""
 
 import dataclasses
 import math
@@ -10,12 +10,16 @@ import optax
 
 from beit_jax.training.sharding import path_of
 
-SCHEDULES = ("cosine", "cosine_by_epoch", "constant")
-DECAY_RULES = ("matrices", "kernels", "all")
-_UNDECAYED = ("bias", "pos_embed", "cls_token")
+SCHEDULES = ("cosine", "cosine_continuous", "cosine_by_epoch", "constant")
+DECAY_RULES = ("matrices", "not_vectors", "kernels", "all")
+# name -> keys of config.optim that only this optimizer reads
+OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "mu_dtype"), "lars": ("momentum", "trust_coefficient")}
+_POSITIONS = ("pos_embed", "decoder_pos_embed")  # fixed ones have no gradient to oppose a decay
+_UNDECAYED = ("bias", "cls_token", *_POSITIONS)
 _EMBEDDINGS = ("cls_token", "mask_token", "pos_embed", "patch_embed")
 _BLOCKS = "blocks"  # the scope of a backbone's blocks
-_STACKED = {_BLOCKS, "cls_pt_layers"}  # scopes whose leaves have a leading layer axis
+# scopes whose leaves have a leading layer axis
+_STACKED = {_BLOCKS, "cls_pt_layers", "decoder_blocks", "block_classifiers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,22 +27,29 @@ class OptimOptions:
     """config.optim; steps are optimizer updates.
 
     Attributes:
+      name: "adamw", or "lars" (for linear probes at large batches); each refuses the other's keys.
       learning_rate, min_learning_rate: peak and end of the schedule.
       warmup_steps, warmup_epochs: linear warm-up; steps win if both are given.
-      schedule: "cosine", "cosine_by_epoch" (constant within an epoch) or "constant".
+      schedule: "cosine", whose warm-up of W steps reaches the peak at step W - 1 as BEiT's does;
+        "cosine_continuous", which reaches it at step W as MAE's does; "cosine_by_epoch" (as
+        "cosine", constant within an epoch); "constant".
       decay_steps: length of the cosine, constant afterwards; 0: the whole run.
       weight_decay, weight_decay_end: cosine from one to the other; end < 0: constant.
       clip_norm: largest global gradient norm; 0: off.
       layer_decay: learning rate of a block over that of the block above; 1: off.
       accumulation_steps: micro-batches per update (read by training/step.py).
-      decay_rule: "matrices" (all but vectors, biases, class token and positions), "kernels" (only
-        weights of linear maps and convolutions), "all".
-      decay_rel_pos_bias: whether relative position tables are decayed under "matrices".
+      decay_rule: "matrices" (all but vectors, biases, class token and positions), "not_vectors"
+        (all but vectors and positions: class and mask token are decayed), "kernels" (only weights
+        of linear maps and convolutions), "all".
+      decay_rel_pos_bias: whether relative position tables are decayed under the first two.
       ema_decay: of the averaged parameters; 0: none (read by training/step.py).
-      mu_dtype: dtype of Adam's first moment.
+      b1, b2, eps, mu_dtype: of AdamW: decay of both moments, what is added to the root of the
+        second, dtype of the first.
+      momentum, trust_coefficient: of LARS, see `make_optimizer`.
     """
 
     learning_rate: float
+    name: str = "adamw"
     min_learning_rate: float = 0.0
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
@@ -56,12 +67,20 @@ class OptimOptions:
     decay_rel_pos_bias: bool = True
     ema_decay: float = 0.0
     mu_dtype: str = "float32"
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001
 
     def __post_init__(self):
-        for name, allowed in (("schedule", SCHEDULES), ("decay_rule", DECAY_RULES)):
+        for name, allowed in (("name", OPTIMIZERS), ("schedule", SCHEDULES),
+                              ("decay_rule", DECAY_RULES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r} is none of "
                                  f"{', '.join(allowed)}")
+        for other in OPTIMIZERS.keys() - {self.name}:
+            for key in OPTIMIZERS[other]:
+                if getattr(self, key) != getattr(OptimOptions, key):
+                    raise ValueError(f"optim.{key}={getattr(self, key)} has no effect here: "
+                                     f"optim.name={self.name} does not read it; remove it")
         if self.accumulation_steps < 1:
             raise ValueError(f"optim.accumulation_steps={self.accumulation_steps} must be 1 or "
                              "more")
@@ -73,7 +92,7 @@ class OptimOptions:
 
 
 def warmup_cosine(peak: float, end: float, total_steps: int, warmup_steps: int = 0, *,
-                  start: float = 0.0):
+                  start: float = 0.0, rise_steps: int = 0):
     """Linear warm-up that ends at the peak, then a half cosine that starts there again.
 
     Args:
@@ -81,9 +100,12 @@ def warmup_cosine(peak: float, end: float, total_steps: int, warmup_steps: int =
       total_steps: T; from step T on the value is `end`.
       warmup_steps: W; step 0 has `start`, step W - 1 and step W have the peak.
       start: value of step 0 if there is a warm-up.
+      rise_steps: R; the warm-up is start + (peak - start) * step / R; 0: R = W - 1. With R = W
+        there is one step at the peak, step W.
     Returns: step -> float32 value.
     Raises: ValueError: the warm-up is longer than the run.
-    Source: microsoft/unilm beit/utils.py, cosine_scheduler.
+    Source: microsoft/unilm beit/utils.py, cosine_scheduler; facebookresearch/mae
+      util/lr_sched.py for R = W, whose fraction of an epoch is step / steps per epoch.
     """
     if warmup_steps > total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps is longer than the run of "
@@ -91,7 +113,7 @@ def warmup_cosine(peak: float, end: float, total_steps: int, warmup_steps: int =
 
     def schedule(step):
         step = jnp.asarray(step)
-        rising = start + (peak - start) * step / max(warmup_steps - 1, 1)
+        rising = start + (peak - start) * step / (rise_steps or max(warmup_steps - 1, 1))
         # sin^2 of what is left equals (1 + cos) / 2 and keeps its accuracy near the end
         left = jnp.clip((total_steps - step) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
         falling = end + (peak - end) * jnp.square(jnp.sin(0.5 * math.pi * left))
@@ -109,24 +131,39 @@ def learning_rate_schedule(options: OptimOptions, total_steps: int, steps_per_ep
     if options.schedule == "constant":
         return warmup_cosine(options.learning_rate, options.learning_rate, total_steps, warmup)
     smooth = warmup_cosine(options.learning_rate, options.min_learning_rate,
-                           options.decay_steps or total_steps, warmup)
-    if options.schedule == "cosine":
-        return smooth
-    return lambda step: smooth(step // steps_per_epoch * steps_per_epoch)
+                           options.decay_steps or total_steps, warmup,
+                           rise_steps=warmup if options.schedule == "cosine_continuous" else 0)
+    if options.schedule == "cosine_by_epoch":
+        return lambda step: smooth(step // steps_per_epoch * steps_per_epoch)
+    return smooth
+
+
+def _num_dims(path, leaf) -> int:
+    """Axes of a leaf as one layer has it."""
+    return leaf.ndim - _is_stacked(path)
+
+
+def _is_stacked(path) -> bool:
+    """Whether the first axis of a leaf counts layers."""
+    return not _STACKED.isdisjoint(path_of(path).split("/"))
 
 
 def decay_mask(params, options: OptimOptions):
-    """True where weight decay applies. Source: microsoft/unilm beit/optim_factory.py."""
+    """True where weight decay applies.
+
+    Source: microsoft/unilm beit/optim_factory.py ("matrices"); facebookresearch/mae
+      main_pretrain.py ("not_vectors").
+    """
     def decays(path, leaf):
-        parts = path_of(path).split("/")
-        ndim = leaf.ndim - bool(_STACKED.intersection(parts))
+        name = path_of(path).split("/")[-1]
         if options.decay_rule == "all":
             return True
         if options.decay_rule == "kernels":
-            return parts[-1] in ("kernel", "w")
-        if parts[-1] == "relative_position_bias_table":
+            return name in ("kernel", "w")
+        if name == "relative_position_bias_table":
             return options.decay_rel_pos_bias
-        return ndim > 1 and parts[-1] not in _UNDECAYED
+        kept = _UNDECAYED if options.decay_rule == "matrices" else _POSITIONS
+        return _num_dims(path, leaf) > 1 and name not in kept
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -156,8 +193,32 @@ def layer_multipliers(params, layer_decay: float):
     return jax.tree_util.tree_map_with_path(multiplier, params)
 
 
+def scale_by_layer_trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    """Makes the update of every tensor `coefficient` times as long as the tensor.
+
+    Tensors of one axis stay as they are, and so does what has length 0 or an update of length 0.
+    Leaves that are stacked over layers get one ratio per layer: layers do not see each other.
+    """
+    ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def of_tensor(update, param):
+        return ratio.update(update, ratio.init(param), param)[0]
+
+    def of_leaf(path, update, param):
+        if _num_dims(path, param) < 2:
+            return update
+        return (jax.vmap(of_tensor) if _is_stacked(path) else of_tensor)(update, param)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(of_leaf, updates, params))
+
+
 def make_optimizer(options: OptimOptions, params, total_steps: int, steps_per_epoch: int):
     """The gradient transformation of a run, and its schedules for the log.
+
+    LARS: u = g + decay * p; u *= trust_coefficient * |p| / |u| (tensors of two or more axes);
+    m = momentum * m + u; p -= rate * m. The rate is not in m, where optax.lars has it: while the
+    rate falls, that lets old gradients count more than here.
 
     Args:
       options: config.optim.
@@ -165,16 +226,23 @@ def make_optimizer(options: OptimOptions, params, total_steps: int, steps_per_ep
       total_steps, steps_per_epoch: optimizer updates.
     Returns: (transformation, {"learning_rate": step -> value, "weight_decay": ...}).
     Raises: ValueError: the warm-up is longer than the run.
+    Source: of LARS: You et al., arXiv 1708.03888, in the form of facebookresearch/mae util/lars.py,
+      where weight decay spares vectors too: that is decay_rule here.
     """
     learning_rate = learning_rate_schedule(options, total_steps, steps_per_epoch)
     decay_end = options.weight_decay_end
     decay = warmup_cosine(options.weight_decay,
                           options.weight_decay if decay_end < 0 else decay_end, total_steps)
     parts = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm > 0 else []
-    parts.append(optax.scale_by_adam(options.b1, options.b2, options.eps,
-                                     mu_dtype=jnp.dtype(options.mu_dtype)))
+    decayed = []
     if options.weight_decay > 0 or decay_end > 0:
-        parts.append(optax.add_decayed_weights(decay, mask=decay_mask(params, options)))
+        decayed = [optax.add_decayed_weights(decay, mask=decay_mask(params, options))]
+    if options.name == "lars":
+        parts += [*decayed, scale_by_layer_trust_ratio(options.trust_coefficient),
+                  optax.trace(options.momentum)]
+    else:
+        parts += [optax.scale_by_adam(options.b1, options.b2, options.eps,
+                                      mu_dtype=jnp.dtype(options.mu_dtype)), *decayed]
     if options.layer_decay != 1.0:
         rates = layer_multipliers(params, options.layer_decay)
         parts.append(optax.stateless(

@@ -140,7 +140,7 @@ def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState
     loaded = checkpoint.load_variables(options.checkpoint, use_ema=options.use_ema,
                                        collections=bool(taken))
     if taken:
-        wanted = {path: leaf for path, leaf in checkpoint.flatten(taken).items()}
+        wanted = checkpoint.flatten(taken)
         others = tuple(f"{name}/" for name in state.model_state)
         found = {path: leaf for path, leaf in loaded.items() if path in wanted}
         loaded = {path: leaf for path, leaf in loaded.items() if not path.startswith(others)}
@@ -169,7 +169,10 @@ def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mes
     """
     frozen = {}
     for name, network in task.frozen.items():
-        section = dict(config.get(network.section) or {})
+        section = config
+        for part in network.section.split("."):
+            section = section.get(part) or {}
+        section = dict(section)
         where, path = f"config.{network.section}", section.get("checkpoint", "")
         if not path:
             raise ValueError(f"{where}.checkpoint is empty, but this task needs a trained {name}: "

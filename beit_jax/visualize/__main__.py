@@ -18,7 +18,7 @@ def collect(workdir: str) -> list[str]:
     Returns: names of the files that now are in figures/.
     """
     # matplotlib takes a second, and training processes import this module at their end only
-    from beit_jax.visualize import curves
+    from beit_jax.visualize import against, curves, diversity
 
     folder = absolute(workdir)
     figures = folder / "figures"
@@ -39,6 +39,17 @@ def collect(workdir: str) -> list[str]:
             figure = curves.draw_comparison(stages, metric, title)
             if figure is not None:
                 names.add(_save(figure, figures / f"all_{metric.split('/')[-1]}.png"))
+    figure = diversity.draw_bars({label or folder.name: run for label, run in stages.items()})
+    if figure is not None:
+        names.add(_save(figure, figures / "token_diversity.png"))
+    if (folder / "report.json").exists():
+        report = json.loads((folder / "report.json").read_text())
+        titles = {title for row in report["rows"] for title in row.get("columns") or {}}
+        for title in sorted(titles):
+            figure = against.draw(report, title)
+            if figure is not None:
+                name = f"report_against_{title.replace(' ', '_')}.png"
+                names.add(_save(figure, figures / name))
     return sorted(names)
 
 

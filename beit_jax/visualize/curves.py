@@ -44,11 +44,13 @@ def smooth(values: Sequence[float], half_life: float) -> list[float]:
 
 
 def draw_run(workdir: str, title: str) -> Figure | None:
-    """Panels of loss, accuracy and learning rate of one run; None if nothing was logged."""
+    """Panels of loss, accuracy and learning rate of one run; None if it has none."""
     curves = read_curves(workdir)
-    panels = [(label, unit, [(name, *curves[name]) for name in sorted(curves)
-                             if name.split("/")[-1] in keys and not name.startswith("perf/")])
-              for label, unit, keys in PANELS]
+    # 0 throughout, learning rate and loss are those of a task that trains nothing
+    shown = [name for name in sorted(curves)
+             if not name.startswith("perf/") and any(curves[name][1])]
+    panels = [(label, unit, [(name, *curves[name]) for name in shown
+                             if name.split("/")[-1] in keys]) for label, unit, keys in PANELS]
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         return None
@@ -62,7 +64,7 @@ def draw_run(workdir: str, title: str) -> Figure | None:
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
-        _tidy(axes)
+        tidy(axes)
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -110,7 +112,7 @@ def draw_comparison(workdirs: Mapping[str, str], metric: str, title: str) -> Fig
     for axes, (draw, groups) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn,
                                     strict=True):
         draw(axes, groups, metric)
-        _tidy(axes)
+        tidy(axes)
     return figure
 
 
@@ -145,7 +147,7 @@ def _draw_groups(axes, groups: Mapping[str, Sequence[tuple]], metric: str) -> No
                 ncols=1 + len(groups) // 30)
 
 
-def _tidy(axes) -> None:
+def tidy(axes) -> None:
     """Light grid, no box."""
     axes.grid(True, color="#e3e7ea", linewidth=0.6)
     axes.set_axisbelow(True)

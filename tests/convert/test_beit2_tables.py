@@ -15,7 +15,7 @@ from beit_jax.convert import engine, files, pickled
 from beit_jax.convert.__main__ import main
 from beit_jax.models.beit import BeitV2ForMim
 from beit_jax.models.vqkd import Vqkd
-from beit_jax.targets.teachers import ClipVitb16, DinoVitb16
+from beit_jax.targets.vit_teachers import ClipVitb16, DinoVitb16
 
 SPEC = importlib.util.spec_from_file_location(
     "golden_reader", pathlib.Path(__file__).parents[1] / "golden" / "golden.py"

@@ -167,6 +167,26 @@ def test_where_no_crop_fits_the_middle_is_taken(shape, box):
     assert found.numpy().tolist() == list(box)
 
 
+@pytest.mark.parametrize(("height", "width"), [(60, 100), (100, 60)], ids=["wide", "tall"])
+def test_a_crop_of_one_try_is_cut_to_the_image_and_never_rejected(height, width):
+    """facebookresearch/mae util/crop.py, written out in plain Python on the same draws."""
+    draws = np.random.default_rng(0).random((2000, 22), np.float32)
+    boxes = image_ops.sample_crop_once(
+        tf.fill([2000], height), tf.fill([2000], width), tf.constant(draws)).numpy()
+    num_cut = 0
+    for (top, left, h, w), draw in zip(boxes, draws.astype(float)):
+        area = height * width * (0.08 + 0.92 * draw[0])
+        aspect = math.exp(math.log(3 / 4) + math.log(16 / 9) * draw[10])
+        drawn_w, drawn_h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        # to half a pixel: float32 may round to the other side
+        assert abs(w - min(drawn_w, width)) <= 0.501 and abs(h - min(drawn_h, height)) <= 0.501
+        assert (top, left) == (int(draw[20] * (height - h + 1)), int(draw[21] * (width - w + 1)))
+        num_cut += drawn_h > height + 1 or drawn_w > width + 1
+    assert num_cut > 200  # these are what crop="resized" draws again
+    whole = image_ops.sample_crop_once(*map(tf.constant, (30, 300)), tf.fill([22], 0.999))
+    assert whole.numpy().tolist()[2:] == [30, 109]
+
+
 def test_colour_jitter_is_pils_enhancement_in_the_drawn_order():
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     rng = np.random.default_rng(0)

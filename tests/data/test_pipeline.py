@@ -43,6 +43,7 @@ KINDS = {  # every branch: finished views, whole batches, single images, RandAug
     "plain": dict(name="small"),
     "pad": dict(name="small", crop="pad", flip=0.5),
     "pretrain": dict(name="small", crop="resized", flip=0.5, color_jitter=0.4, target_px=8),
+    "probe": dict(name="small", crop="resized_once", flip=0.5),
     "finetune": dict(name="small", crop="resized", flip=0.5, randaugment="rand-m9-mstd0.5-inc1"),
     "singly": dict(name="large", crop="resized", flip=0.5, color_jitter=0.4, target_px=8),
     "tokenizer": dict(name="large", crop="dvae", image_px=32, flip=0.5),

@@ -17,7 +17,8 @@ import numpy as np
 KINDS = (
     "mim", "finetune", "train_trace", "dvae", "block_masking", "relpos_index", "posembed_interp",
     "init_stats", "param_groups", "cosine_schedule", "clip_visual", "dino_vit", "vit_other_size",
-    "mim_aggregated", "quantizer", "kmeans", "vqkd",
+    "mim_aggregated", "quantizer", "kmeans", "vqkd", "masked_autoencoder", "plain_finetune",
+    "sincos", "resnet", "resnet_from_seed",
 )  # fmt: skip
 
 
@@ -75,6 +76,12 @@ def kind(golden: Golden) -> str:
     names, config = golden.arrays.keys(), golden.config
     if "out/losses" in names and "steps" in config:
         return "train_trace"
+    if "in/noise" in names and "out/latent" in names:
+        return "masked_autoencoder"
+    if "global_pool" in config:
+        return "plain_finetune"
+    if any(name.startswith("out/dim") for name in names):
+        return "sincos"
     if "n_blk_per_group" in config:
         return "dvae"
     if "param/class_embedding" in names:
@@ -83,6 +90,10 @@ def kind(golden: Golden) -> str:
         return "dino_vit"
     if "out/pos_embed" in names and "input_size" in config:
         return "vit_other_size"
+    if "bottleneck_widths" in config:
+        return "resnet"
+    if "out/layer1_first8" in names and "shapes" in names:
+        return "resnet_from_seed"
     if "in/cotangent_zq" in names:
         return "quantizer"
     if "in/init_means" in names:

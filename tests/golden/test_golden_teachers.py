@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import drawn
 import golden as golden_files
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,15 @@ from vit_models import image_of, model_of
 from beit_jax import convert
 from beit_jax.models import adapt
 from beit_jax.models.plain_vit import PlainVit
-from beit_jax.targets import teachers
-from beit_jax.targets.teachers import ClipVitb16, DinoVitb16, DinoVits16
+from beit_jax.targets import preprocess
+from beit_jax.targets.vit_teachers import (
+    ClipVitb16,
+    Dinov2Vitb14,
+    Dinov2Vitl14,
+    Dinov2Vits14,
+    DinoVitb16,
+    DinoVits16,
+)
 
 CLIP = golden_files.load("clip_visual")
 DINO = golden_files.load("dino_vit")
@@ -54,7 +62,7 @@ def weights_of(golden, teacher) -> dict:
 
 def features_of(teacher, variables, normalised):
     """Of an image that the original got normalised: brought back to [0, 1] first."""
-    mean, std = teachers.CLIP if format_of(teacher) == "clip" else teachers.IMAGENET
+    mean, std = preprocess.CLIP if format_of(teacher) == "clip" else preprocess.IMAGENET
     return teacher.features(variables, normalised * jnp.asarray(std) + jnp.asarray(mean))
 
 
@@ -126,40 +134,11 @@ def test_parameter_counts_of_published_sizes(teacher, count):
     assert jax.eval_shape(teacher.features, shapes, image).shape == (2, 196, teacher.dim)
 
 
-def drawn_by_seed(teacher, seed: int = 0) -> dict:
-    """Weights drawn in the order of the original's sorted names (spec page of teachers, 9)."""
-    made = convert.flatten(jax.eval_shape(teacher.init, jax.random.key(0))["params"])
-    zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in made.items()}
-    reference = convert.to_reference(zeros, format_of(teacher))
-    random = np.random.RandomState(seed)
-    drawn = {}
-    for name in sorted(reference):
-        shape = reference[name].shape
-        values = random.standard_normal(shape)
-        if len(shape) >= 2:
-            values /= np.sqrt(np.prod(shape[1:]))
-        else:
-            values = 0.1 * values + (name.split(".")[-1] == "weight")
-        drawn[name] = values.astype(np.float32)
-    flat = convert.to_ours(drawn, format_of(teacher))
-    assert sum(leaf.size for leaf in flat.values()) == sum(leaf.size for leaf in drawn.values())
-    return {"params": convert.unflatten(flat)}
-
-
-def drawn_image():
-    nchw = np.random.RandomState(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    return jnp.asarray(nchw.transpose(0, 2, 3, 1))
-
-
-def num_parameters(variables) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(variables))
-
-
 def test_dino_with_weights_from_a_seed():
     teacher = DinoVitb16(image_px=32, width=48, depth=2, num_heads=3)
-    variables = drawn_by_seed(teacher)
-    assert num_parameters(variables) == 93_840
-    tokens = teacher.network.apply(variables, drawn_image())[0]
+    variables = drawn.variables_of(teacher, format_of(teacher))
+    assert drawn.size_of(variables) == 93_840
+    tokens = teacher.network.apply(variables, drawn.image(32))[0]
     assert float(tokens.mean()) == pytest.approx(0.001806, abs=1e-4)
     assert float(tokens.std()) == pytest.approx(1.021323, abs=1e-4)
     np.testing.assert_allclose(
@@ -170,9 +149,9 @@ def test_dino_with_weights_from_a_seed():
 
 def test_clip_with_weights_from_a_seed():
     teacher = ClipVitb16(image_px=32, width=48, depth=2, num_heads=3, output_dim=24)
-    variables = drawn_by_seed(teacher)
-    assert num_parameters(variables) == 95_040
-    tokens = teacher.network.apply(variables, drawn_image())[0]
+    variables = drawn.variables_of(teacher, format_of(teacher))
+    assert drawn.size_of(variables) == 95_040
+    tokens = teacher.network.apply(variables, drawn.image(32))[0]
     np.testing.assert_allclose(
         tokens[0, :5], [-2.402683, -2.131582, -0.404829, 1.855280, -0.190099], atol=1e-4)
     patches = tokens[1:]
@@ -186,24 +165,51 @@ def test_clip_with_weights_from_a_seed():
 
 def test_the_activation_tells_clip_from_a_usual_vit():
     teacher = ClipVitb16(image_px=32, width=48, depth=2, num_heads=3, output_dim=24)
-    variables = drawn_by_seed(teacher)
+    variables = drawn.variables_of(teacher, format_of(teacher))
     exact = PlainVit(**dataclasses.asdict(teacher) | {"dtype": jnp.float32}, patch_bias=False,
                      use_pre_norm=True, epsilon=1e-5)
-    difference = exact.apply(variables, drawn_image()) - teacher.network.apply(
-        variables, drawn_image())
+    difference = exact.apply(variables, drawn.image(32)) - teacher.network.apply(
+        variables, drawn.image(32))
     assert float(jnp.abs(difference).max()) > 1e-3
 
 
-@pytest.mark.parametrize(("source", "power", "target", "plain", "offset"), [
-    (4, 1.5, 6, [-0.764821, -0.446754, 0.389135, 1.376305, 3.076537, 4.234110],
-     [-0.779249, -0.471266, 0.331318, 1.277283, 2.945250, 4.160066]),
-    (8, 1.2, 4, [5.139075, 8.365025, 11.819764, 15.668706],
-     [4.841954, 7.973550, 11.333327, 15.007383]),
-], ids=["4_to_6", "8_to_4"])
-def test_bicubic_rows(source, power, target, plain, offset):
-    grid = np.arange(source * source) ** power
-    table = np.concatenate([[-5.0], grid]).reshape(1, -1, 1)
-    for resized, row in ((adapt.interpolate_pos_embed(table, target**2 + 1), plain),
-                         (adapt.interpolate_pos_embed(table, target**2 + 1, 0.1), offset)):
-        np.testing.assert_allclose(resized[0, 1:target + 1, 0], row, atol=1e-4)
-        assert resized[0, 0, 0] == -5.0
+DINOV2 = dict(patch_size=14, width=48, depth=2, num_heads=3)
+
+
+@pytest.mark.parametrize(("teacher", "count"), [
+    (Dinov2Vits14(image_px=518), 22_056_576), (Dinov2Vitb14(image_px=518), 86_580_480),
+    (Dinov2Vitl14(image_px=518), 304_368_640),
+    (Dinov2Vitb14(image_px=518, num_registers=4), 86_583_552),
+], ids=["s", "b", "l", "b_with_registers"])
+def test_dinov2_has_the_published_numbers_of_parameters(teacher, count):
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    assert drawn.size_of(shapes) + teacher.width == count  # the file's mask token is not ours
+    smaller = dataclasses.replace(teacher, image_px=196)
+    assert smaller.grid == (14, 14)
+    shapes = jax.eval_shape(smaller.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((2, 196, 196, 3), jnp.float32)
+    assert jax.eval_shape(smaller.features, shapes, image).shape == (2, 196, teacher.dim)
+
+
+def test_dinov2_with_weights_from_a_seed_at_another_size():
+    file = drawn.reference_of(Dinov2Vitb14(image_px=56, **DINOV2), "dinov2")
+    assert drawn.size_of(file) == 86_016
+    assert file["mask_token"].shape == (1, 48) and file["blocks.1.ls2.gamma"].shape == (48,)
+    teacher = Dinov2Vitb14(image_px=84, **DINOV2)
+    flat = convert.to_ours(file, "dinov2")
+    target = drawn.flat(jax.eval_shape(teacher.init, jax.random.key(0)))
+    variables = drawn.tree(adapt.resize_pos_embed_offset(flat, target))
+    tokens = teacher.network.apply(variables, drawn.image(84))[0]
+    assert tokens.shape == (37, 48)
+    np.testing.assert_allclose(
+        tokens[0, :5], [1.255853, -0.143390, 0.857131, 0.646199, -0.082469], atol=1e-4)
+    patches = tokens[1:]
+    assert float(patches.mean()) == pytest.approx(-0.016158, abs=1e-4)
+    assert float(patches.std()) == pytest.approx(1.025017, abs=1e-4)
+    np.testing.assert_allclose(
+        patches[0, :5], [-0.489341, -0.804020, -0.574406, 0.022995, -0.477512], atol=1e-4)
+    np.testing.assert_allclose(
+        patches[-1, :5], [-0.804438, 1.763395, -0.373141, -0.139393, -1.099170], atol=1e-4)
+    for wrong in (adapt.resize_pos_embed, adapt.resize_pos_embed_antialias):
+        other = teacher.network.apply(drawn.tree(wrong(flat, target)), drawn.image(84))[0]
+        assert float(jnp.abs(other - tokens).max()) > 1e-3

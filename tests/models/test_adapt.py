@@ -89,3 +89,37 @@ def test_the_encoder_of_a_tokenizer_becomes_a_backbone():
     assert set(out) == {"cls_token", "blocks/norm1/scale", "fc_norm/scale"}
     assert out["cls_token"] is loaded["encoder/cls_token"]
     assert out["fc_norm/scale"] is loaded["encoder/fc_norm/scale"]
+
+
+@pytest.mark.parametrize(("source", "power", "target", "rows"), [
+    (4, 1.5, 6, {
+        "resize_pos_embed": [-0.764821, -0.446754, 0.389135, 1.376305, 3.076537, 4.234110],
+        "resize_pos_embed_offset": [-0.779249, -0.471266, 0.331318, 1.277283, 2.945250, 4.160066],
+        "resize_pos_embed_antialias": [-0.582667, -0.224250, 0.560235, 1.719321, 3.351431,
+                                       4.469040]}),
+    (8, 1.2, 4, {
+        "resize_pos_embed": [5.139075, 8.365025, 11.819764, 15.668706],
+        "resize_pos_embed_offset": [4.841954, 7.973550, 11.333327, 15.007383],
+        "resize_pos_embed_antialias": [7.290514, 10.356529, 14.033691, 17.614544]}),
+], ids=["4_to_6", "8_to_4"])
+def test_positions_are_resized_by_the_rule_that_is_named(source, power, target, rows):
+    """Numbers of the original packages (spec page of teachers, section 11.6)."""
+    assert rows.keys() == {name for name in adapt.ADAPT if name.startswith("resize_pos_embed")}
+    grid = np.arange(source * source) ** power
+    table = np.concatenate([[-5.0], grid]).reshape(1, -1, 1)
+    shape = {"pos_embed": jax.ShapeDtypeStruct((1, target**2 + 1, 1), np.float32)}
+    for name, row in rows.items():
+        resized = adapt.ADAPT[name]({"pos_embed": table}, shape)["pos_embed"]
+        assert resized.dtype == np.float32
+        np.testing.assert_allclose(resized[0, 1:target + 1, 0], row, atol=1e-4)
+        assert resized[0, 0, 0] == -5.0
+
+
+@pytest.mark.parametrize(("source", "target"), [(37, 14), (37, 16), (37, 48), (14, 14)])
+def test_antialiasing_is_jax_s_cubic_and_shares_out_what_lies_beyond_the_edge(source, target):
+    grid = np.random.default_rng(0).normal(size=(source, source)).astype(np.float32)
+    weights = adapt.antialias_matrix(source, target)
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-12)
+    wanted = jax.image.resize(grid, (target, target), "cubic", precision="highest")
+    # jax has its coordinates in float32
+    np.testing.assert_allclose(weights @ grid @ weights.T, wanted, atol=3e-5)

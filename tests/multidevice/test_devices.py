@@ -97,6 +97,12 @@ def test_a_tokenizer_on_eight_devices_has_the_codebook_of_one(eight, codebooks, 
         assert np.abs(np.subtract(expected["codebook"], codebooks[0]["codebook"])).max() > 1e-3
 
 
+def test_token_diversity_on_eight_devices_is_that_of_one(eight, worker, tmp_path):
+    found, expected = eight[0]["diversity"], worker.diversity(tmp_path)
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert 0.1 < expected["eval/train/similarity_centred"] < expected["eval/train/similarity"] < 0.9
+
+
 SPLIT = {  # path of a parameter -> spec on the mesh data=2, fsdp=2, tensor=2
     "blocks/attn/qkv/kernel": [None, "fsdp", "tensor"],
     "blocks/attn/proj/kernel": [None, "tensor", "fsdp"],

@@ -51,6 +51,19 @@ def tokenizer(**mesh):
     return config
 
 
+def diversity(workdir, **mesh):
+    """What is measured of a teacher's tokens after two steps of statistics."""
+    from configs.img2vec import diversity as recipe_of_teachers
+
+    config = recipe_of_teachers.get_config("dino_vits16_smoke").stages.dino_vits16
+    config.update(dtype="float32", matmul_precision="highest")
+    config.mesh.update(mesh)
+    config.data.synthetic_examples = 37  # the last batch is filled up
+    config.eval.pictures = 0
+    config.log.tensorboard = False
+    return loop.run(config, workdir)
+
+
 def codebooks(workdir, **mesh):
     """What k-means makes, and each of two steps: codebook, usage and metrics."""
     config = tokenizer(**mesh)
@@ -142,7 +155,8 @@ def batches():
 def main(workdir):
     found = {"devices": jax.device_count(), "specs": specs(), "constraints": constraints(),
              "batch": batches(), "update": update().tolist(),
-             "codebooks": codebooks(f"{workdir}/tokenizer", **MESHES["mixed"])}
+             "codebooks": codebooks(f"{workdir}/tokenizer", **MESHES["mixed"]),
+             "diversity": diversity(f"{workdir}/diversity", **MESHES["mixed"])}
     for name, mesh in MESHES.items():
         loop.run(pretraining(**mesh), f"{workdir}/{name}")
         found[name] = losses(f"{workdir}/{name}")

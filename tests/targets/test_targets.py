@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from beit_jax.targets.dvae import DvaeTokenizer
-from beit_jax.targets.pixels import patch_pixels
+from beit_jax.targets.pixels import Pixels, patch_pixels
 
 TINY = DvaeTokenizer(vocab_size=16, n_hid=8, n_init=8, num_groups=3, blocks_per_group=1)
 
@@ -106,3 +106,13 @@ def test_images_come_back_from_patches():
 def test_patch_size_that_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match="patch_size=5 does not divide images of 8x12"):
         patch_pixels(jnp.zeros((1, 8, 12, 3)), 5)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_pixels_as_a_target_are_those_of_the_normalised_image(normalise):
+    image = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    mean, std = np.float32([0.1, 0.2, 0.3]), np.float32([0.5, 1.0, 2.0])
+    target = Pixels(16, 8, tuple(mean), tuple(std), normalise)
+    assert target.dim == 192 and target.grid == (2, 2)
+    wanted = patch_pixels((image - mean) / std, 8, normalise=normalise)
+    np.testing.assert_allclose(target.features({}, image), wanted, atol=1e-6)

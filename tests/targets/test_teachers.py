@@ -8,8 +8,11 @@ import pytest
 from beit_jax.models import layers, plain_vit
 from beit_jax.models.beit import BeitForMim
 from beit_jax.models.vit import VisionTransformer
-from beit_jax.targets import teachers
-from beit_jax.targets.teachers import TEACHERS, Backbone, ClipVitb16, DinoVitb16
+from beit_jax.targets import preprocess
+from beit_jax.targets.backbone import Backbone
+from beit_jax.targets.resnet import DinoResnet50
+from beit_jax.targets.teachers import TEACHERS
+from beit_jax.targets.vit_teachers import ClipVitb16, Dinov2Vitb14, DinoVitb16
 from beit_jax.tasks import teacher_features
 from configs import common
 
@@ -18,16 +21,41 @@ BEIT = SIZES | dict(use_shared_rel_pos=True, initializer="finetune")
 FIELDS = {
     "backbone": dict(model=BEIT, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),
     "clip_vitb16": SIZES | dict(output_dim=10),
+    "dino_resnet50": dict(image_px=128, layers=(2, 1, 1, 1), widths=(4, 4, 6, 6), stem_width=4),
     "dino_vitb16": SIZES,
     "dino_vits16": SIZES,
+    "dinov2_vitb14": SIZES | dict(num_registers=3),
+    "dinov2_vitl14": SIZES,
+    "dinov2_vits14": SIZES,
+    "hog": dict(image_px=32, patch_size=8),
+    "mae_vitb16": SIZES,
+    "mae_vitl16": SIZES,
+    "pixels": dict(image_px=32, patch_size=8),
 }
+WITHOUT_WEIGHTS = ("hog", "pixels")
+
+
+def image_for(kind):
+    side = FIELDS[kind].get("image_px", 32)
+    return jax.random.uniform(jax.random.key(1), (2, side, side, 3))
 
 
 def filled(init):
-    """Variables from numpy: no table is left at zero, and no initialiser is compiled."""
+    """Variables from numpy: no table is left at zero, signals neither fade nor grow, and no
+    initialiser is compiled."""
     random = np.random.RandomState(0)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda s: random.standard_normal(s.shape).astype(np.float32) / 5, shapes)
+
+    def draw(path, leaf):
+        values = random.standard_normal(leaf.shape).astype(np.float32)
+        if path[-1].key == "kernel":
+            fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim == 4 else leaf.shape[-2]
+            return values * np.float32(np.sqrt(1 / fan_in))
+        if path[-1].key in ("scale", "gamma", "var"):
+            return 0.5 + abs(values)
+        return values / 5
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +64,32 @@ def image():
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_every_teacher_gives_float32_patch_tokens(kind, image):
-    teacher = TEACHERS[kind](**FIELDS[kind])
+def test_every_teacher_gives_float32_patch_tokens(kind):
+    teacher, image = TEACHERS[kind](**FIELDS[kind]), image_for(kind)
     variables = filled(teacher.init)
     tokens = teacher.features(variables, image)
     assert tokens.shape == (2, 16, teacher.dim) and tokens.dtype == jnp.float32
     assert teacher.grid == (4, 4)
     assert float(tokens.std()) > 0.1
-    np.testing.assert_allclose(jax.jit(teacher.features)(variables, image), tokens, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(teacher.features)(variables, image), tokens,
+                               atol=1e-5 * float(jnp.abs(tokens).max()))
+    assert teacher.has_weights == (kind not in WITHOUT_WEIGHTS)
+    if not teacher.has_weights:
+        assert teacher.init(jax.random.key(0)) == {"params": {}} and teacher.flops == 0
+        np.testing.assert_array_equal(teacher.features({}, image), tokens)
+        return
+    assert teacher.flops > 0
     half = TEACHERS[kind](**FIELDS[kind], dtype="bfloat16")
-    rough = half.features(variables, image)
+    rough = jax.jit(half.features)(variables, image)
     assert rough.dtype == jnp.float32
     assert 0 < float(jnp.abs(rough - tokens).max()) < 0.1 * float(jnp.abs(tokens).max())
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_no_gradient_reaches_a_teacher(kind, image):
+def test_no_gradient_reaches_a_teacher(kind):
     teacher = TEACHERS[kind](**FIELDS[kind])
-    grads = jax.grad(lambda v, x: teacher.features(v, x).sum(), argnums=(0, 1))(
-        filled(teacher.init), image)
+    grads = jax.jit(jax.grad(lambda v, x: teacher.features(v, x).sum(), argnums=(0, 1)))(
+        filled(teacher.init), image_for(kind))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
@@ -62,7 +97,8 @@ def test_no_gradient_reaches_a_teacher(kind, image):
 def test_an_image_of_another_size_is_an_error(kind):
     teacher = TEACHERS[kind](**FIELDS[kind])
     shapes = jax.eval_shape(teacher.init, jax.random.key(0))
-    with pytest.raises(ValueError, match="the image is 40x40, the .* 32x32"):
+    side = FIELDS[kind].get("image_px", 32)
+    with pytest.raises(ValueError, match=f"the image is 40x40, the .* {side}x{side}"):
         jax.eval_shape(teacher.features, shapes, jnp.zeros((1, 40, 40, 3)))
 
 
@@ -78,34 +114,42 @@ def test_random_weights_come_from_the_key():
 MEANS_STDS = {
     "clip_vitb16": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "dino_vitb16": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dino_resnet50": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dinov2_vitb14": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "backbone": ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
 }
 
 
 @pytest.mark.parametrize("kind", MEANS_STDS)
-def test_every_teacher_normalises_by_its_own_constants(kind, image):
-    teacher = TEACHERS[kind](**FIELDS[kind])
+def test_every_teacher_normalises_by_its_own_constants(kind):
+    teacher, image = TEACHERS[kind](**FIELDS[kind]), image_for(kind)
     variables = filled(teacher.init)
     method = "encode" if kind == "backbone" else "__call__"
 
     def expected(mean, std):
         normalised = (image - np.float32(mean)) / np.float32(std)
-        tokens = teacher.network.apply(variables, normalised, method=method)[:, 1:]
+        tokens = teacher.network.apply(variables, normalised, method=method)
+        if kind == "dino_resnet50":
+            return tokens.reshape(2, 16, -1)
+        tokens = tokens[:, 1:]
         if kind == "backbone":
             tokens = layers.layer_norm(tokens, 1.0, 0.0, 1e-6)
         return tokens
 
     ours = teacher.features(variables, image)
     np.testing.assert_allclose(ours, expected(*MEANS_STDS[kind]), atol=2e-5)
-    for other in MEANS_STDS.keys() - {kind}:
+    for other in ("clip_vitb16", "dino_vitb16", "backbone"):
+        if MEANS_STDS[other] == MEANS_STDS[kind]:
+            continue
         assert float(jnp.abs(ours - expected(*MEANS_STDS[other])).max()) > 1e-3
 
 
-@pytest.mark.parametrize("mean, std", [teachers.CLIP, teachers.IMAGENET], ids=["clip", "imagenet"])
+@pytest.mark.parametrize("mean, std", [preprocess.CLIP, preprocess.IMAGENET],
+                         ids=["clip", "imagenet"])
 def test_the_mean_colour_becomes_zero(mean, std):
     flat = jnp.broadcast_to(jnp.asarray(mean), (1, 4, 4, 3))
-    np.testing.assert_array_equal(teachers.normalise(flat, mean, std), 0)
-    above = teachers.normalise(flat + jnp.asarray(std), mean, std)
+    np.testing.assert_array_equal(preprocess.normalise(flat, mean, std), 0)
+    above = preprocess.normalise(flat + jnp.asarray(std), mean, std)
     np.testing.assert_allclose(above, 1, atol=1e-6)
 
 
@@ -148,6 +192,101 @@ def test_mistakes_in_a_section_are_one_clear_line(section, message):
     config.target = section
     with pytest.raises(ValueError, match=message):
         teacher_features.make(config)
+
+
+@pytest.mark.parametrize("kind", sorted(TEACHERS.keys() - {"backbone"}))
+def test_the_toy_size_of_a_recipe_makes_any_teacher_small(kind):
+    config = common.base()
+    sizes = dict(image_px=224, patch_size=16) if kind in WITHOUT_WEIGHTS else dict(checkpoint="")
+    config.update(task="some", target=dict(kind=kind, **sizes))
+    config.data.update(image_px=224, target_px=196 if kind.startswith("dinov2") else 0)
+    config = common.shrink(config)
+    made = teacher_features.make(config)
+    side = 2 if kind == "dino_resnet50" else 4
+    assert made.grid == (side, side) and made.flops < 1e8
+    px = config.data.target_px or config.data.image_px
+    image = jax.ShapeDtypeStruct((1, px, px, 3), jnp.uint8)
+    frozen = {name: jax.eval_shape(network.init, jax.random.key(0))
+              for name, network in made.frozen.items()}
+    tokens = jax.eval_shape(made.tokens, frozen, {"image": image})
+    assert tokens.shape == (1, side**2, made.dim)
+    assert config.target.get("checkpoint", "") == ("" if kind in WITHOUT_WEIGHTS else "random")
+
+
+@pytest.mark.parametrize("kind", WITHOUT_WEIGHTS)
+def test_a_target_without_weights_needs_no_checkpoint_and_takes_none(kind):
+    config, fields = common.base(), FIELDS[kind]
+    config.target = dict(kind=kind, checkpoint="", adapt=(), use_ema=False, norm="x", **fields)
+    made = teacher_features.make(config, beside=("norm",))
+    assert made.frozen == {} and made.flops == 0 and made.grid == (4, 4)
+    image = jax.random.randint(jax.random.key(0), (2, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    wanted = TEACHERS[kind](**fields).features({}, image / 255.0)
+    np.testing.assert_allclose(made.tokens({}, {"image": image}), wanted, atol=1e-5)
+    for key, value in (("checkpoint", "random"), ("adapt", ("take_encoder",)), ("use_ema", True)):
+        config.target = dict(kind=kind, **fields) | {key: value}
+        with pytest.raises(ValueError, match=f"config.target.{key}=.* {kind} has no weights"):
+            teacher_features.make(config)
+
+
+def test_a_target_with_weights_is_frozen_under_its_section():
+    config = common.base()
+    config.target = dict(kind="dino_resnet50", checkpoint="x", **FIELDS["dino_resnet50"])
+    made = teacher_features.make(config)
+    assert made.frozen["teacher"].section == "target" and made.dim == 24 and made.grid == (4, 4)
+    shapes = jax.eval_shape(made.frozen["teacher"].init, jax.random.key(0))
+    assert shapes.keys() == {"params", "batch_stats"}
+    variables = {"teacher": filled(made.frozen["teacher"].init)}
+    batch = {"image": jnp.zeros((1, 32, 32, 3), jnp.uint8),
+             "image_for_target": jnp.zeros((1, 128, 128, 3), jnp.uint8)}
+    assert made.tokens(variables, batch).shape == (1, 16, 24)
+
+
+def test_registers_have_no_place_and_speak_through_attention_alone(image):
+    teacher = Dinov2Vitb14(**FIELDS["dinov2_vitb14"])
+    variables = filled(teacher.init)
+    tokens = teacher.features(variables, image)
+    params = variables["params"]
+    turned = params | {"register_tokens": params["register_tokens"][:, ::-1]}
+    np.testing.assert_allclose(teacher.features({"params": turned}, image), tokens, atol=2e-5)
+    bare = Dinov2Vitb14(**SIZES)
+    without = {key: value for key, value in params.items() if key != "register_tokens"}
+    others = bare.features({"params": without}, image)
+    assert float(jnp.abs(others - tokens).max()) > 1e-2
+    deaf = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if "attn/proj" in jax.tree_util.keystr(
+            path, simple=True, separator="/") else leaf, params)
+    silent = {key: value for key, value in deaf.items() if key != "register_tokens"}
+    np.testing.assert_allclose(teacher.features({"params": deaf}, image),
+                               bare.features({"params": silent}, image), atol=2e-5)
+
+
+def test_registers_are_left_out_of_every_block_s_output(image):
+    network = Dinov2Vitb14(**FIELDS["dinov2_vitb14"]).network
+    variables = filled(lambda key: network.init(key, image))
+    tokens, blocks = network.apply(variables, image, all_blocks=True)
+    assert blocks.shape == (3, 2, 17, 24)
+    np.testing.assert_allclose(blocks[-1], tokens, atol=1e-5)
+
+
+def test_a_resnet_s_map_moves_with_the_image():
+    """One block a stage: its cells look 37 px beyond their own middle, not over the whole image."""
+    teacher = DinoResnet50(image_px=320, layers=(1, 1, 1, 1), widths=(4, 4, 6, 6), stem_width=4)
+    variables = filled(teacher.init)
+    image = jax.random.uniform(jax.random.key(1), (1, 320, 320, 3))
+    cells, down, right = (
+        np.asarray(teacher.features(variables, x)).reshape(10, 10, -1)
+        for x in (image, jnp.roll(image, 32, axis=1), jnp.roll(image, 32, axis=2)))
+    np.testing.assert_allclose(down[3:-2, 2:-2], cells[2:-3, 2:-2], atol=1e-4)
+    np.testing.assert_allclose(right[2:-2, 3:-2], cells[2:-2, 2:-3], atol=1e-4)
+    assert np.abs(down - right).max() > 0.1
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(image_px=200), "target.image_px=200 is no multiple of 32, .* nearest: 192"),
+    (dict(widths=(4, 4)), r"widths=\(4, 4\): a ResNet has 4 stages")])
+def test_sizes_that_make_no_resnet_are_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(DinoResnet50(**fields).init, jax.random.key(0))
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -153,7 +153,7 @@ def test_a_probe_trains_classifiers_of_all_blocks_and_not_the_backbone():
                        probe=dict(num_classes=4, feature="cls+mean"))
     task, batch = tasks.make(config), batch_of(16)
     params, first, last = fit(task, batch, 80, 1e-1)
-    assert params["kernel"].shape == (2, 96, 4)
+    assert params["block_classifiers"]["kernel"].shape == (2, 96, 4)
     assert last["loss"] < first["loss"]
     summary = task.summarize(jax.tree.map(np.asarray, jax.jit(task.eval_step)(
         {"params": params}, frozen_of(task), batch)))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from beit_jax import tasks
+from beit_jax.models import layers
 from beit_jax.models.vit import VisionTransformer
 from beit_jax.tasks import linear_probe
+from beit_jax.training import optim
 from configs import common
 
 VIT = dict(image_px=16, patch_size=8, width=12, depth=2, num_heads=2)
@@ -35,7 +37,7 @@ def parts_of(task):
     frozen = {"backbone": jax.jit(task.frozen["backbone"].init)(jax.random.key(9))}
     frozen = jax.tree.map(lambda leaf: 5.0 * leaf, frozen)
     variables = task.init(jax.random.key(0), batch_of(0))
-    variables["params"]["kernel"] *= 50.0
+    variables["params"]["block_classifiers"]["kernel"] *= 50.0
     return variables, frozen
 
 
@@ -48,8 +50,9 @@ def tokens_of(frozen, batch):
 
 def error_by_hand(features, params, label):
     """Summed cross-entropy of every block, [l]: features [l, b, f]."""
-    kernel, bias = (np.asarray(params[name], np.float64) for name in ("kernel", "bias"))
-    logits = np.einsum("lbf,lfc->lbc", features, kernel) + bias
+    kernel, bias = (np.asarray(params["block_classifiers"][name], np.float64)
+                    for name in ("kernel", "bias"))
+    logits = np.einsum("lbf,lfc->lbc", features, kernel) + bias[:, None]
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     return -logits[:, np.arange(len(label)), np.asarray(label)].sum(1)
 
@@ -112,7 +115,7 @@ def test_without_normalisation_there_is_no_state_and_features_are_raw():
 
 
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(ValueError, match="probe.normalise='group' is none of none, layer, batch"):
+    with pytest.raises(ValueError, match="probe.normalise='group' is none of none, layer, batch, "):
         make(normalise="group")
 
 
@@ -121,5 +124,47 @@ def test_a_classifier_of_standardised_tokens_absorbs_scale_and_shift():
     x, s, t = (jax.random.normal(jax.random.key(i), shape) for i, shape in
                enumerate([(5, 12), (12,), (12,)]))
     w = jax.random.normal(jax.random.key(3), (12, 4))
-    x = linear_probe.standardise(3.0 + 2.0 * x)
+    x = layers.standardise(3.0 + 2.0 * x)
     np.testing.assert_allclose((x * s + t) @ w, x @ (s[:, None] * w) + t @ w, atol=1e-4)
+
+
+def test_layer_and_batch_are_maes_probe_behind_the_final_norm():
+    """Docstring: scale and shift of the backbone's final norm are undone but for signs."""
+    task = make(feature="cls", normalise="layer+batch")
+    variables, frozen = parts_of(task)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    batch = batch_of(1)
+    cls = tokens_of(frozen, batch)[-1, :, 0]  # [b, d]
+    rng = np.random.default_rng(0)
+    scale, shift = rng.choice([-1.0, 1.0], 12) * rng.uniform(0.5, 2.0, 12), rng.standard_normal(12)
+    x = (cls - cls.mean(-1, keepdims=True)) / np.sqrt(cls.var(-1, keepdims=True) + 1e-6)
+    normed = scale * x + shift  # what MAE's final norm gives
+    probed = (normed - normed.mean(0)) / np.sqrt(normed.var(0) + 1e-6)
+    kernel = np.asarray(params["block_classifiers"]["kernel"][-1], np.float64)
+    logits = (probed * np.sign(scale)) @ kernel  # the classifier absorbs the signs; biases are 0
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -logits[np.arange(6), np.asarray(batch["label"])].mean()
+    # one block alone, to see its loss: the other one's classifier is made to say nothing
+    params["block_classifiers"]["kernel"] *= jnp.asarray([0.0, 1.0])[:, None, None]
+    total, (state, _) = jax.jit(task.loss)(params, state, frozen, batch, jax.random.key(0))
+    assert float(total) - np.log(4) == pytest.approx(expected, rel=1e-3)
+    own = state["batch_stats"]["norm"]
+    np.testing.assert_allclose(own["mean"][-1], 0.1 * x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(own["var"][-1], 0.9 + 0.1 * x.var(0), rtol=1e-4)
+
+
+def test_lars_gives_the_classifier_of_each_block_its_own_ratio():
+    """By the scope's name, which tasks and optimizer have to agree on."""
+    task = make(feature="cls")
+    params = task.init(jax.random.key(0), batch_of(0))["params"]
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["block_classifiers"]["kernel"] = grads["block_classifiers"]["kernel"].at[0].mul(1e3)
+    opts = optim.OptimOptions(learning_rate=1.0, name="lars", weight_decay=0.0,
+                              schedule="constant")
+    tx, _ = optim.make_optimizer(opts, params, 10, 1)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    before, step = (tree["block_classifiers"]["kernel"] for tree in (params, updates))
+    lengths = np.linalg.norm(np.asarray(step).reshape(2, -1), axis=1)
+    np.testing.assert_allclose(lengths, 1e-3 * np.linalg.norm(before.reshape(2, -1), axis=1),
+                               rtol=1e-5)
+    np.testing.assert_allclose(updates["block_classifiers"]["bias"], -1.0)

@@ -83,3 +83,8 @@ def test_pictures_are_cut_to_the_rows_asked_for(mesh):
     draw = evaluate.make_pictures(task, 3, mesh)
     assert draw(state_of(1.0), {}, batch, jax.random.key(0))["p"].shape == (3, 2, 2, 3)
     assert evaluate.make_pictures(task, 0, mesh) is None
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ValueError, match="config.eval.limit=-1 must be positive, or 0 for all"):
+        evaluate.EvalOptions(limit=-1)
