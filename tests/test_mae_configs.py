@@ -28,9 +28,9 @@ VARIANTS = {
     "img2vec/linear_probe": (*SIZES, *(f"{size}_mean" for size in SIZES)),
     "img2vec/ablations": (
         "full", "no_fusion", "no_global", "neither", "decoder_1", "decoder_4", "decoder_8",
-        "fusion_norm", "fusion_learned", "fusion_upper", "target_none", "target_l2", "target_whiten",
-        "grid_repeat", "grid_resize_teacher", "global_last", "global_after_norm", "loss_squared",
-        "loss_beta_1",
+        "fusion_norm", "fusion_learned", "fusion_upper", "target_none", "target_l2",
+        "target_whiten", "grid_repeat", "grid_resize_teacher", "global_last", "global_after_norm",
+        "loss_squared", "loss_beta_1",
         "teacher_dino", "teacher_mae", "teacher_mae_large", "teacher_clip", "teacher_dinov2"),
 }
 ALL = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]

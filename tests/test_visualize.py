@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from beit_jax.visualize import __main__ as figures
-from beit_jax.visualize import curves, diversity
+from beit_jax.visualize import against, curves, diversity
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,3 +132,32 @@ def test_a_run_that_trained_nothing_has_bars_and_no_curve(tmp_path):
     log_similarity(tmp_path / "all" / "vit", 0.75, 0.125)
     assert figures.collect(tmp_path / "all") == ["token_diversity.png"]
     Image.open(tmp_path / "all" / "figures" / "token_diversity.png").verify()
+
+
+def thesis():
+    """report.json of a recipe whose table has a column."""
+    rows = [{"row": f"{what}: teacher {i}", "mean": 50.0 + i, "spread": 1.0,
+             "columns": {"diversity": 0.2 * i}} for what in ("probe", "fine-tuned")
+            for i in range(3)]
+    rows.append({"row": "probe: none", "mean": 20.0, "spread": None,
+                 "columns": {"diversity": None}})
+    return {"title": "Teachers", "metric": "eval/validation/top1", "unit": "%", "rows": rows}
+
+
+def test_a_column_of_the_report_is_an_axis_with_a_series_for_each_kind_of_row(tmp_path):
+    log_run(tmp_path / "stage")
+    (tmp_path / "report.json").write_text(json.dumps(thesis()))
+    assert "report_against_diversity.png" in figures.collect(str(tmp_path))
+    figure = against.draw(thesis(), "diversity")
+    axes, = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == ["fine-tuned", "probe", "probe: none"]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(2 * [f"teacher {i}"
+                                                                         for i in range(3)])
+    assert axes.get_xlabel() == "diversity" and axes.get_ylabel() == "eval/validation/top1 [%]"
+
+
+def test_two_points_are_no_figure():
+    report = thesis()
+    report["rows"] = report["rows"][:2]
+    assert against.draw(report, "diversity") is None

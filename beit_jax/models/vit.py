@@ -154,6 +154,11 @@ class VisionTransformer(nn.Module):
         x, every, _ = self.run(self.blocks, self.depth, tokens, train=train, all_blocks=all_blocks)
         return (x, every) if all_blocks else x
 
+    def drop_path_rates(self, first: int, length: int):
+        """Of `length` blocks from number `first` on: growing from 0 at the backbone's first."""
+        count = max(self.depth, first + length)
+        return jnp.linspace(0.0, self.drop_path_rate, count)[first:first + length]
+
     def run(self, stack, length: int, x, *, train: bool = False, first: int = 0,
             all_blocks: bool = False, weights=None, mix: str = "raw"):
         """Runs a `stack` of `length` blocks on x [b, n, d], padded to `token_multiple` on the way.
@@ -176,8 +181,7 @@ class VisionTransformer(nn.Module):
         if bias is not None:
             bias = blocks.pad_bias(bias, padded)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        indices = jnp.arange(first, first + length)
-        rates = jnp.linspace(0.0, self.drop_path_rate, max(self.depth, first + length))[indices]
+        indices, rates = jnp.arange(first, first + length), self.drop_path_rates(first, length)
         drop = train and self.drop_path_rate > 0
         if weights is None:
             layer, carry, mix = (indices, rates, jnp.zeros(length)), x, None

@@ -4,9 +4,9 @@ python -m beit_jax.main --config configs/digits/img2vec.py --workdir runs/digits
 
 Stages: teacher (a classifier trained with the labels of all training scenes: it stands for a
 network that learnt from ImageNet), pretrain (its features of hidden cells; no labels here), then
-the comparison of configs/digits/mae.py. As in the paper, a token of the teacher covers 2 x 2
-patches of the student, and cells of that size are hidden. What the teacher knew of the labels is in
-the rows of pre-training.
+the comparison of configs/digits/mae.py. As the paper does it with ViT teachers, single patches are
+hidden; a convolutional teacher's coarser grid needs model.grid_match and mask.cell. What the
+teacher knew of the labels is in the rows of pre-training.
 Variants: "" (digit_scenes/plain), "smoke". All numbers are ours; docs/img2vec.md says more.
 """
 
@@ -28,8 +28,8 @@ def get_config(variant: str = ""):
 def pretrain(name: str):
     config = mae.pretrain(name)
     config.task, config.total_steps = "img2vec_pretrain", 2000
-    config.model = dict(**mae.BACKBONE, **mae.DECODER, fusion="mean", grid_match="pool")
-    config.mask = dict(kind="random", num_masked=40, cell=2)  # 10 of 16 cells of 8 px
+    config.model = dict(**mae.BACKBONE, **mae.DECODER, fusion="mean")
+    config.mask = dict(kind="random", num_masked=10)  # 60 % of 16; 6 are seen
     config.target = dict(
         kind="backbone", checkpoint="stage:teacher", norm="layernorm", **common.HALF_MEAN_STD,
         model=dict(**beitv2.BACKBONE, use_abs_pos=True))

@@ -37,7 +37,9 @@ def get_config(variant: str = ""):
                          teacher_mae=mae_teacher(name))
     config.stages.teacher_cls.model.pool = "cls"
     rows, measured = {}, {}
-    for kind, (title, *_) in TEACHERS.items():
+    kinds = ("early", "mae") if smoke else TEACHERS
+    for kind in kinds:
+        title = TEACHERS[kind][0]
         config.stages[f"diversity_{kind}"] = diversity(name, kind)
         names = {what: tuple(f"{what}_{kind}_seed{seed}" for seed in seeds)
                  for what in ("pretrain", *MEASURES)}
@@ -77,7 +79,6 @@ def mae_teacher(name: str):
     config.total_steps = 1500
     config.model.update(beitv2.BACKBONE, layer_scale_init=0.0)
     config.mask = dict(kind="random", num_masked=12)  # 75 % of 16
-    config.target.patch_size = 8
     return config
 
 

@@ -13,7 +13,7 @@ from configs.digits import beit
 
 SEEDS = beit.SEEDS
 LEARNING_RATES = (2e-3, 7e-4)
-BACKBONE = dict(image_px=32, patch_size=4, width=96, depth=4, num_heads=3)
+BACKBONE = dict(image_px=32, patch_size=8, width=96, depth=4, num_heads=3)
 DECODER = dict(decoder_width=64, decoder_depth=2, decoder_num_heads=2)
 # the encoder as a plain ViT, for what comes after pre-training
 PLAIN = dict(**BACKBONE, layer_scale_init=0.0, use_abs_pos=True, use_k_bias=True,
@@ -56,8 +56,8 @@ def pretrain(name: str):
     config.task, config.total_steps = "mae_pretrain", 3000
     config.data.update(global_batch_size=64)
     config.model = dict(**BACKBONE, **DECODER)
-    config.mask = dict(kind="random", num_masked=48)  # 75 % of 64
-    config.target = dict(kind="pixels", image_px=32, patch_size=4, normalise=True,
+    config.mask = dict(kind="random", num_masked=12)  # 75 % of 16
+    config.target = dict(kind="pixels", image_px=32, patch_size=8, normalise=True,
                          **common.HALF_MEAN_STD)
     config.loss = dict(kind="squared")
     config.optim.update(learning_rate=2e-3, min_learning_rate=0.0, warmup_steps=200, b2=0.95,

@@ -18,8 +18,8 @@ Open choices [D]; the default stands in pretrain.py:
   fusion_norm, fusion_learned      mean of normalised outputs; learned shares
   fusion_upper              mean of the upper six blocks
   target_none, target_l2    raw features; unit length
-  target_whiten             each channel by mean and variance over 50,000 images, gathered in a stage
-                            before: --config.stages.statistics.target.checkpoint, too
+  target_whiten             each channel by mean and variance over 50,000 images, which a stage
+                            before gathers: --config.stages.statistics.target.checkpoint, too
   grid_repeat               every patch predicts the token it lies in, 120 predictions for 30
   grid_resize_teacher       the teacher sees 448 px, so that its grid is the patches': four times
                             its work, and other statistics than it was trained on

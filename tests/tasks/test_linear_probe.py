@@ -10,7 +10,6 @@ import pytest
 from beit_jax import tasks
 from beit_jax.models import layers
 from beit_jax.models.vit import VisionTransformer
-from beit_jax.tasks import linear_probe
 from beit_jax.training import optim
 from configs import common
 
