@@ -14,7 +14,8 @@ from configs.img2vec import diversity
 TOKENS = {
     "dino_resnet50": (7, 2048), "dino_vits16": (14, 384), "dino_vitb16": (14, 768),
     "mae_vitb16": (14, 768), "mae_vitl16": (14, 1024), "clip_vitb16": (14, 512),
-    "dinov2_vitb14": (16, 768),
+    "dinov2_vits14": (16, 384), "dinov2_vitb14": (16, 768), "dinov2_vitl14": (16, 1024),
+    "hog": (14, 108), "pixels": (14, 768),
 }
 
 

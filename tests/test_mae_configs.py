@@ -23,7 +23,7 @@ VARIANTS = {
     "mae/linear_probe": SIZES,
     "mae/ablations": ("full", *TARGETS, *MASKS, "block_50", "block_75",
                       "decoder_1", "decoder_2", "decoder_4", "decoder_12"),
-    "img2vec/pretrain": ("base_300e", "base_800e", "large_800e", "huge_800e"),
+    "img2vec/pretrain": ("base_300e", "base_800e", "large_800e", "huge_800e", "huge16_800e"),
     "img2vec/finetune": SIZES,
     "img2vec/linear_probe": (*SIZES, *(f"{size}_mean" for size in SIZES)),
     "img2vec/ablations": (
@@ -116,7 +116,8 @@ def test_networks_have_the_published_sizes(name, variant, decoder):
 @pytest.mark.parametrize(("name", "variant", "ratio", "cells", "visible"), [
     ("mae/pretrain", "base_800e", 0.75, 196, 49), ("mae/pretrain", "huge_800e", 0.75, 256, 64),
     ("img2vec/pretrain", "base_800e", 0.6, 49, 76), ("img2vec/pretrain", "large_800e", 0.6, 49, 76),
-    ("img2vec/pretrain", "huge_800e", 0.6, 64, 100)])
+    ("img2vec/pretrain", "huge_800e", 0.6, 64, 100),
+    ("img2vec/pretrain", "huge16_800e", 0.6, 49, 76)])
 def test_masks_keep_the_published_share_rounded_down(name, variant, ratio, cells, visible):
     config = config_of(name, variant)
     kept = int(cells * (1 - ratio) + 1e-6)
@@ -213,6 +214,7 @@ PRETRAINED = {
     ("img2vec/pretrain", "base_800e"): (99_169_280, 99_169_280 + 197 * (768 + 512)),
     ("img2vec/pretrain", "large_800e"): (323_581_952, 323_581_952 + 197 * (1024 + 512)),
     ("img2vec/pretrain", "huge_800e"): (651_573_248, 651_573_248 + 257 * (1280 + 512)),
+    ("img2vec/pretrain", "huge16_800e"): (651_803_648, 651_803_648 + 197 * (1280 + 512)),
 }
 
 

@@ -54,3 +54,32 @@ def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="mask.kind='blocks'"):
         masking.batched_mask(jax.random.split(jax.random.key(0), 2), (4, 4), kind="blocks",
                              num_masked=6)
+
+
+@pytest.mark.parametrize("grid, cell, num_masked", [((14, 14), 2, 120), ((16, 16), 2, 156),
+                                                    ((4, 6), 2, 8)])
+def test_cells_are_hidden_as_wholes_as_many_as_asked_for_all_alike_often(grid, cell, num_masked):
+    mask = masking.MaskOptions(kind="random", num_masked=num_masked, cell=cell)
+    mask.check(grid)
+    drawn = np.asarray(mask.draw(jax.random.split(jax.random.key(0), 2000), grid))
+    np.testing.assert_array_equal(drawn.sum(axis=1), num_masked)
+    rows, columns = grid
+    cells = drawn.reshape(-1, rows // cell, cell, columns // cell, cell).transpose(0, 1, 3, 2, 4)
+    assert np.all(cells.all(axis=(3, 4)) == cells.any(axis=(3, 4)))
+    share = num_masked / (rows * columns)
+    error = (share * (1 - share) / len(drawn)) ** 0.5
+    np.testing.assert_allclose(drawn.mean(axis=0), share, atol=5 * error)
+    coarse = masking.coarsen(drawn, grid, cell)
+    np.testing.assert_array_equal(coarse.reshape(cells.shape[:3]), cells[..., 0, 0])
+    np.testing.assert_array_equal(
+        masking.refine(coarse, (rows // cell, columns // cell), cell), drawn)
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(kind="random", num_masked=120, cell=3), "mask.cell=3 does not divide the grid"),
+    (dict(kind="random", num_masked=122, cell=2), "nearest: 120"),
+    (dict(kind="block", cell=2), "mask.cell=2 has no effect here"),
+])
+def test_cells_that_do_not_fit_are_one_clear_line(fields, message):
+    with pytest.raises(ValueError, match=message):
+        masking.MaskOptions(**fields).check((14, 14))

@@ -6,8 +6,8 @@ of it (the "join" transforms), or as its name in different models: a fourth colu
 of ours that must be there ("!": must not be there) for the row to be exported.
 
 Source: the state dicts of microsoft/unilm beit/ and beit2/, of Hugging Face's files (the names of
-transformers 4, which version 5 still writes), of openai/DALL-E, facebookresearch/dino and
-openai/CLIP.
+transformers 4, which version 5 still writes), of openai/DALL-E, facebookresearch/{dino,dinov2,mae},
+torchvision and openai/CLIP.
 """
 
 import numpy as np

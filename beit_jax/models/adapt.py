@@ -14,6 +14,9 @@ SHARED_TABLE = "rel_pos_bias/relative_position_bias_table"
 BLOCK_TABLES = "blocks/attn/relative_position_bias_table"
 POSITIONS = "pos_embed"
 ENCODER = "encoder/"
+# what stands before the blocks or in each: a network without one that a checkpoint has computes
+# something else than what was trained
+INPUTS = ("patch_embed", "cls_token", "register_tokens", "pos_embed", "rel_pos_bias", "pre_norm")
 _CLASS_ROWS = 3
 
 

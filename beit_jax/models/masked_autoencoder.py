@@ -39,8 +39,8 @@ class MaeEncoder(VisionTransformer):
         self.norm = layers.LayerNorm(self.epsilon)
 
     def features(self, image):
-        """Tokens of the last block behind the final norm, nothing hidden: [b, n + 1, d]."""
-        return self.norm(self.encode(image))
+        """Tokens of the last block behind the final norm, nothing hidden: float32 [b, n + 1, d]."""
+        return self.norm(self.encode(image).astype(jnp.float32))
 
 
 class MaskedAutoencoder(MaeEncoder):
@@ -111,9 +111,21 @@ class MaskedAutoencoder(MaeEncoder):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} is none of "
                                  f"{', '.join(allowed)}")
+        if min(self.decoder_depth, self.decoder_width, self.decoder_num_heads) < 1 or (
+                self.decoder_width % 4):
+            raise ValueError(
+                f"model.decoder_depth={self.decoder_depth}, decoder_width={self.decoder_width}, "
+                f"decoder_num_heads={self.decoder_num_heads} must be 1 or more, and the width a "
+                "multiple of 4 for its sine-cosine positions")
+        if not self.use_abs_pos:
+            raise ValueError("model.use_abs_pos=False: without positions nobody knows which "
+                             "patches are hidden; remove it")
         if self.decoder_width % self.decoder_num_heads:
             raise ValueError(f"model.decoder_width={self.decoder_width} is no multiple of "
                              f"model.decoder_num_heads={self.decoder_num_heads}")
+        if isinstance(self.fusion_blocks, int):
+            raise ValueError(f"model.fusion_blocks={self.fusion_blocks} is no list: write "
+                             f"({self.fusion_blocks},)")
         wrong = [i for i in self.fusion_blocks if not 0 <= i < self.depth]
         if wrong or len(set(self.fusion_blocks)) < len(self.fusion_blocks):
             raise ValueError(f"model.fusion_blocks={self.fusion_blocks} must be different numbers "
@@ -162,6 +174,10 @@ class MaskedAutoencoder(MaeEncoder):
         last, _, fused = self.run(self.blocks, self.depth, tokens, train=train, weights=weights,
                                   mix="norm" if self.fusion == "mean_norm" else "raw")
         return self.norm(fused).astype(last.dtype), self.norm(last)
+
+    def features(self, image):
+        """Fused tokens behind the final norm, which was trained on them; nothing is hidden."""
+        return self.fuse(self.embed(image))[0]
 
     def visible_features(self, image, order, num_visible: int, *, train: bool = False):
         """`fuse` of the class token and the patches that stand first in `order`.

@@ -33,6 +33,11 @@ class Hog:
     has_weights = False
     flops = 0.0  # neither products nor convolutions with weights, see flops.py
 
+    def __post_init__(self):
+        if self.patch_size % CELL_PX:
+            raise ValueError(f"target.patch_size={self.patch_size} of hog is no multiple of its "
+                             f"cells of {CELL_PX} px")
+
     @property
     def dim(self) -> int:
         return 3 * BINS * (self.patch_size // CELL_PX) ** 2

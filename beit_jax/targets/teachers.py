@@ -6,7 +6,7 @@ row-major, without class and register tokens and without a gradient; `dim` is c,
 (gh, gw), `flops` the work per image as flops.py counts; `has_weights` is False for those that are
 computed from the image alone, whose `variables` may be {}. The student's normalisation never
 reaches a teacher: each has its own mean and std inside, and all refuse images of another size than
-they were made for.
+they were made for. Tasks that want one vector of an image take the mean of its raw tokens.
 """
 
 from beit_jax.targets.backbone import Backbone

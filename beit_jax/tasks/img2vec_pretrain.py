@@ -21,7 +21,7 @@ class LossOptions:
 
     Attributes:
       kind, beta: error of both losses, "smooth_l1" with beta 2 in the paper.
-      global_weight: lambda, of the global loss; 0 leaves its head out.
+      global_weight: lambda, of the global loss; 0 leaves its head out, and what follows unread.
       global_target: "pool_then_norm": the mean of the teacher's raw tokens, scaled then;
         "mean_of_normalised": the mean of the scaled tokens.
       global_source: the visible tokens whose mean predicts it: "fused", or of the "last" block.
@@ -29,7 +29,7 @@ class LossOptions:
     """
 
     kind: str = "smooth_l1"
-    beta: float = 2.0
+    beta: float = masked_prediction.BETA
     global_weight: float = 0.5
     global_target: str = "pool_then_norm"
     global_source: str = "fused"
@@ -42,9 +42,10 @@ class LossOptions:
                              f"{', '.join(GLOBAL_TARGETS)}")
         if self.global_weight < 0:
             raise ValueError(f"loss.global_weight={self.global_weight} must not be negative")
-        if self.global_weight and self.global_layers < 1:
-            raise ValueError(f"loss.global_layers={self.global_layers} must be 1 or more; "
-                             "loss.global_weight=0 leaves the head out")
+        if self.global_weight and min(self.global_layers, self.global_hidden) < 1:
+            raise ValueError(f"loss.global_layers={self.global_layers} and global_hidden="
+                             f"{self.global_hidden} must be 1 or more; loss.global_weight=0 leaves "
+                             "the head out")
 
 
 def make(config) -> contract.Task:
@@ -56,7 +57,7 @@ def make(config) -> contract.Task:
     contract.check_sections(config, ("model", "mask", "target", "loss"))
     rule = options.build(LossOptions, config.loss, "config.loss")
     error = masked_prediction.error_function(rule.kind, rule.beta)
-    head = dict(global_layers=0)
+    head = masked_prediction.NO_GLOBAL_HEAD
     if rule.global_weight:
         head = dict(global_layers=rule.global_layers, global_hidden=rule.global_hidden,
                     global_source=rule.global_source)

@@ -23,7 +23,7 @@ class LossOptions:
     """config.loss. kind: "squared", "smooth_l1" or "cosine"; beta: of smooth_l1."""
 
     kind: str = "squared"
-    beta: float = 2.0
+    beta: float = masked_prediction.BETA
 
 
 def make(config) -> contract.Task:
@@ -34,12 +34,10 @@ def make(config) -> contract.Task:
     """
     contract.check_sections(config, ("model", "mask", "target", "loss"))
     rule = options.build(LossOptions, config.loss, "config.loss")
-    if rule.kind != "smooth_l1" and rule.beta != LossOptions.beta:
-        raise ValueError(f"loss.beta={rule.beta} has no effect with loss.kind={rule.kind}")
     error = masked_prediction.error_function(rule.kind, rule.beta)
 
     def values(predicted: masked_prediction.Predicted, scale):
         del scale
         return {"loss": jnp.mean(error(predicted.patches, predicted.target), axis=1)}
 
-    return masked_prediction.make(config, values, global_layers=0)
+    return masked_prediction.make(config, values, **masked_prediction.NO_GLOBAL_HEAD)

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 from beit_jax import augment, flops, losses, masking, options
 from beit_jax.models.masked_autoencoder import MaskedAutoencoder
 from beit_jax.targets import normalise
+from beit_jax.targets.teachers import TEACHERS
 from beit_jax.tasks import self_teacher, teacher_features
 from beit_jax.tasks import task as contract
 from beit_jax.tasks.image_codes import grid_of
 
 SELF_TEACHER = "ema"
 ERRORS = ("squared", "smooth_l1", "cosine")
+BETA = 2.0  # of smooth_l1, data2vec's and Img2Vec's
+NO_GLOBAL_HEAD = dict(global_layers=0, global_hidden=2048, global_source="fused")  # of the model
 _BESIDE = ("norm", "statistics")  # keys of config.target that are not the teacher's
 
 
@@ -57,6 +60,8 @@ def make_target(config, normalise_image: Callable) -> Target:
     Raises: ValueError: an unknown kind, norm or key.
     """
     norm, kind = config.target.get("norm", "none"), config.target.get("kind", "")
+    if kind not in (SELF_TEACHER, *TEACHERS):
+        raise ValueError(f"target.kind={kind!r} is none of {', '.join((SELF_TEACHER, *TEACHERS))}")
     statistics = config.target.get("statistics") or {}
     if norm not in normalise.NORMS:
         raise ValueError(f"target.norm={norm!r} is none of {', '.join(normalise.NORMS)}")
@@ -92,9 +97,12 @@ def _own_average(config, norm: str, normalise_image: Callable) -> Target:
     section = {key: value for key, value in config.target.items()
                if key not in ("kind", *_BESIDE)}
     rule = options.build(self_teacher.SelfTeacher, section, "config.target")
-    grid, depth = grid_of(config), config.model.get("depth", 0)
-    if not rule.blocks <= depth:
-        raise ValueError(f"target.blocks={rule.blocks}, but the model has {depth} blocks")
+    missing = [key for key in ("width", "depth") if key not in config.model]
+    if missing:
+        raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
+    if rule.blocks > config.model.depth:
+        raise ValueError(f"target.blocks={rule.blocks}, but the model has {config.model.depth} "
+                         "blocks")
     if norm == "whiten":
         raise ValueError("target.norm=whiten: the self-teacher changes, it has no fixed statistics")
     if config.data.get("target_px"):
@@ -113,16 +121,21 @@ def _own_average(config, norm: str, normalise_image: Callable) -> Target:
     def end_step(params, state):
         return {"average": self_teacher.update(state["average"], params, rule.decay)}
 
-    return Target(config.model.width, grid, {}, 0.0, tokens,
+    return Target(config.model.width, grid_of(config), {}, 0.0, tokens,
                   lambda tokens, frozen: normalise.normalise(tokens, norm), begin, end_step, None)
 
 
 def error_function(kind: str, beta: float) -> Callable:
-    """(predicted, target) [..., c] -> float32 [...]. Raises: ValueError: an unknown kind."""
+    """(predicted, target) [..., c] -> float32 [...].
+
+    Raises: ValueError: an unknown kind, or a beta that it does not read.
+    """
     if kind not in ERRORS:
         raise ValueError(f"loss.kind={kind!r} is none of {', '.join(ERRORS)}")
     if beta <= 0:
         raise ValueError(f"loss.beta={beta} must be above 0")
+    if kind != "smooth_l1" and beta != BETA:
+        raise ValueError(f"loss.beta={beta} has no effect with loss.kind={kind}: remove it")
     return {"squared": losses.squared_error, "cosine": losses.cosine_distance,
             "smooth_l1": functools.partial(losses.smooth_l1, beta=beta)}[kind]
 
@@ -158,6 +171,8 @@ def make(config, values_of: Callable, **model_fields) -> contract.Task:
     coarse = grid[0] // model.predicted_grid[0]
     num_predicted = mask.num_masked // coarse ** 2
     repeats = model.predicted_grid[0] // target.grid[0]
+    # a picture needs a prediction for each token, of the very image that is shown
+    picture = None if repeats > 1 or config.data.get("target_px") else target.picture
 
     def predict(variables, frozen, batch, is_masked, **kwargs) -> Predicted:
         state = {name: value for name, value in variables.items() if name != "params"}
@@ -215,12 +230,12 @@ def make(config, values_of: Callable, **model_fields) -> contract.Task:
         image = batch["image"]
         is_masked = mask.draw(jax.random.split(key, image.shape[0]), grid)
         seen = masking.grey_out(image, is_masked, grid)
-        if target.picture is None:
+        if picture is None:
             return {"masks": seen}
         patches = model.apply({"params": variables["params"]}, normalise_image(image), is_masked,
                               mask.num_masked).patches
         image01 = image.astype(jnp.float32) / 255.0
-        made = jnp.clip(target.picture(patches, image01), 0.0, 1.0) * 255.0
+        made = jnp.clip(picture(patches, image01), 0.0, 1.0) * 255.0
         hidden = masking.as_pixels(is_masked, grid, image.shape[1:3])
         pasted = jnp.where(hidden, jnp.round(made).astype(jnp.uint8), image)
         return {"reconstructions": jnp.concatenate([seen, pasted], axis=2)}

@@ -42,6 +42,8 @@ def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
         raise ValueError(f"target.kind={kind!r} is none of {', '.join(TEACHERS)}")
     section = {key: value for key, value in config.target.items() if key not in beside}
     fields = contract.network_fields(section, "config.target")
+    if not TEACHERS[kind].has_weights:  # targets made of the student's own image
+        fields = {"mean": config.data.mean, "std": config.data.std} | fields
     teacher = options.build(TEACHERS[kind], fields, "config.target")
     frozen = {"teacher": contract.Frozen(teacher.init, "target")} if teacher.has_weights else {}
     if not teacher.has_weights:

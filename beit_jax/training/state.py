@@ -188,7 +188,7 @@ def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mes
         loaded = checkpoint.load_variables(path, use_ema=section.get("use_ema", True),
                                            collections=bool(others))
         # whole parts that this network has not (a decoder, a head) stay behind
-        parts = {path.split("/")[0] for path in target}
+        parts = {path.split("/")[0] for path in target} | set(adapt.INPUTS)
         spare = sorted({path.split("/")[0] for path in loaded} - parts)
         if spare:
             log.info("%s takes no %s from %s", name, ", ".join(spare), path)

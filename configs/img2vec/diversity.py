@@ -1,4 +1,4 @@
-"""Whose tokens differ most? Token similarity S of seven frozen teachers, on ImageNet-1k.
+"""Whose tokens differ most? Token similarity S of teachers and other targets, on ImageNet-1k.
 
 python -m beit_jax.main --config configs/img2vec/diversity.py:dino_resnet50,dino_vitb16 \
     --workdir runs/diversity \
@@ -6,7 +6,7 @@ python -m beit_jax.main --config configs/img2vec/diversity.py:dino_resnet50,dino
     --config.stages.dino_vitb16.target.checkpoint=dino_vitb16.npz
 
 Files come from python -m beit_jax.convert. What stands after ":" names the teachers whose files you
-have; nothing: all seven. One whose checkpoint is not given ends the run with a line that says so;
+have; nothing: all. One whose checkpoint is not given ends the run with a line that says so;
 what was measured before is kept, and the same command with the file, or with that teacher left out,
 goes on. Further words, with commas between them:
   random      seeded random weights for all, without any file: what S is before training
@@ -36,8 +36,13 @@ LAYERS = {
     "mae_vitb16": "final norm",
     "mae_vitl16": "final norm",
     "clip_vitb16": "joint space",
+    "dinov2_vits14": "final norm",
     "dinov2_vitb14": "final norm",
+    "dinov2_vitl14": "final norm",
+    "hog": "-",
+    "pixels": "-",
 }
+FREE = ("hog", "pixels")  # targets without weights
 NUM_IMAGES = 50_000  # the standard error of S is then below 0.001
 BATCH = 256
 COLUMNS = {
@@ -77,7 +82,7 @@ def teacher(name: str, checkpoint: str, folder: str):
         crop="none", flip=0.0,  # of statistics: the middle of the image, nothing random
         eval_crop_ratio=0.875,  # resize to 256, cut out 224
     )
-    config.target = dict(kind=name, checkpoint=checkpoint)
+    config.target = dict(kind=name) if name in FREE else dict(kind=name, checkpoint=checkpoint)
     if name.startswith("dinov2"):  # 16 x 16 tokens; its own positions are for 518 px
         config.target.update(image_px=224, adapt=("resize_pos_embed_offset",))
     config.eval.update(split="train", limit=NUM_IMAGES)

@@ -3,8 +3,9 @@
 python -m beit_jax.main --config configs/img2vec/pretrain.py:base_800e --workdir runs/pretrain \
     --config.target.checkpoint=dino_resnet50.npz          (on a CPU, in seconds: ":smoke")
 
-Variants: base_300e, base_800e, large_800e, huge_800e. Published, fine-tuned on ImageNet-1k: base
-85.1 %, large 86.7 %, huge 87.5 % top-1; after how many epochs is unknown to us.
+Variants: base_300e, base_800e, large_800e, huge_800e (patches of 14 px), huge16_800e (of 16 px).
+Published, fine-tuned on ImageNet-1k: base 85.1 %, large 86.7 %, huge 87.5 % top-1; after how many
+epochs is unknown to us.
 Whose each number is: [P] the abstract; [R] a public review of the paper, in Korean, of 2023, that
 retells its sections 1 to 3; [M] MAE, the framework it stands on; [D] ours, because these leave it
 open: all of them are switches, and ablations.py has the alternatives.
@@ -16,17 +17,18 @@ from configs import common
 
 EPOCHS = {"300e": 300.0, "800e": 800.0}  # [D] both
 # huge: [M] for patches of 14 px; that Img2Vec's are as small is unverified
-PATCH_SIZE = {"base": 16, "large": 16, "huge": 14}
-DECODER_DEPTH = {"base": 2, "large": 4, "huge": 4}  # [R] base, large; [D] huge
+PATCH_SIZE = {"base": 16, "large": 16, "huge": 14, "huge16": 16}
+DECODER_DEPTH = {"base": 2, "large": 4, "huge": 4, "huge16": 4}  # [R] base, large; [D] huge
 # 60 % [R] of 7x7 cells of 32 px, 30 of 49; huge: of 8x8 cells of 28 px, 39 of 64. Kept ones rounded
 # down [M]
-NUM_MASKED = {"base": 30 * 4, "large": 30 * 4, "huge": 39 * 4}
+NUM_MASKED = {"base": 30 * 4, "large": 30 * 4, "huge": 39 * 4, "huge16": 30 * 4}
 # [D] huge has 16x16 patches, and 7x7 divides no such grid: its teacher sees the same crop at 256 px
-TARGET_PX = {"base": 224, "large": 224, "huge": 256}
+TARGET_PX = {"base": 224, "large": 224, "huge": 256, "huge16": 224}
 
 
 def get_config(variant: str = ""):
-    name, smoke = common.choose(variant, ("base_800e", "base_300e", "large_800e", "huge_800e"))
+    name, smoke = common.choose(variant, ("base_800e", "base_300e", "large_800e", "huge_800e",
+                                          "huge16_800e"))
     size, length = name.split("_")
     config = common.base()
     config.task = "img2vec_pretrain"
@@ -39,7 +41,7 @@ def get_config(variant: str = ""):
         **common.IMAGENET_MEAN_STD,
     )
     config.model = dict(
-        image_px=224, patch_size=PATCH_SIZE[size], **common.VIT[size],
+        image_px=224, patch_size=PATCH_SIZE[size], **common.VIT[size.removesuffix("16")],
         fusion="mean",  # [R] average of all blocks; [D] of raw outputs, one norm behind
         decoder_width=512, decoder_num_heads=16,  # [M]
         decoder_depth=DECODER_DEPTH[size],

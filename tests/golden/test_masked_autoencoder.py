@@ -3,6 +3,7 @@
 import functools
 import re
 
+import drawn
 import golden as golden_files
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,39 @@ def test_the_round_trip_of_names_is_exact(golden):
     assert back.keys() == golden.params.keys()
     for name, value in golden.params.items():
         np.testing.assert_array_equal(back[name], value)
+
+
+def test_the_networks_of_the_specification_without_stored_weights():
+    """Img2Vec page, 11.8: weights from a seed by name, positions from their formula."""
+    model = MaskedAutoencoder(image_px=64, patch_size=16, width=48, depth=2, num_heads=3,
+                              decoder_width=32, decoder_depth=1, decoder_num_heads=4,
+                              target_dim=768)
+    image = drawn.image(64)
+    order = np.argsort(np.random.RandomState(2).rand(1, 16), axis=1)
+    is_masked = np.ones((1, 16), bool)
+    np.put_along_axis(is_masked, order[:, :4], False, axis=1)
+    assert "".join(map(str, is_masked[0].astype(int))) == "1011110111110101"
+    made = jax.eval_shape(lambda key: model.init(key, image, is_masked, 12), jax.random.key(0))
+    assert drawn.size_of(made) == 134_672
+    zeros = {k: np.zeros(v.shape, np.float32) for k, v in convert.flatten(made["params"]).items()}
+    shapes = {k: v.shape for k, v in convert.to_reference(zeros, "mae").items()
+              if "pos_embed" not in k}
+    ours = convert.to_ours(drawn.draw(shapes), "mae")
+    ours |= {"pos_embed": position.sincos_table(48, (4, 4)),
+             "decoder_pos_embed": position.sincos_table(32, (4, 4))}
+    assert sum(v.size for k, v in ours.items() if "pos_embed" not in k) == 133_312
+    variables = {"params": convert.unflatten(ours)}
+    predicted = model.apply(variables, image, jnp.asarray(is_masked), 12).patches
+    for normalise, expected in ((True, 2.121592), (False, 2.112156)):
+        error = losses.squared_error(predicted, pixels.patch_pixels(image, 16, normalise=normalise))
+        loss = losses.weighted_mean(error, is_masked)
+        assert float(loss) == pytest.approx(expected, abs=2e-6)
+    assert float(predicted.mean()) == pytest.approx(-0.022207, abs=2e-6)
+    assert float(predicted.std()) == pytest.approx(1.037438, abs=2e-6)
+    np.testing.assert_allclose(predicted[0, 0, :5], [-1.388102, 1.814524, 0.115643, 0.321228,
+                                                     0.869687], atol=5e-6)
+    visible = masked_autoencoder.visible_first(jnp.asarray(is_masked))
+    latent, _ = model.apply(variables, image, visible, 4, method="visible_features")
+    first = 1 + sorted(order[0, :4]).index(order[0, 0])  # of the noise order, in ours
+    np.testing.assert_allclose(latent[0, first, :5], [0.700812, -1.122976, -0.903065, 1.049896,
+                                                      -0.125617], atol=5e-6)
