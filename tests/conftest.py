@@ -25,6 +25,16 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def quick_compilation():
+    """Programs that run twice are not worth XLA's optimisations."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def toy(monkeypatch):
     """The module tests/toy.py, installed as task "toy" with its own data."""
     import toy as module

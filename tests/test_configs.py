@@ -50,14 +50,6 @@ def with_classes(config, num_classes: int):
     return config
 
 
-@pytest.fixture
-def quick_compilation():
-    """Programs that run twice are not worth XLA's optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_every_file_of_the_papers_recipes_has_its_variants_tested():
     assert {name for name in FILES if name.startswith("beit/")} == set(VARIANTS)
 
