@@ -40,7 +40,7 @@ def make(config) -> contract.Task:
         raise ValueError(f"loss.positions={positions!r} is none of masked, all")
     if mask.kind == "none" and positions == "masked":
         raise ValueError("mask.kind=none leaves nothing to predict: set loss.positions=all")
-    grid = image_codes.grid_of(config)
+    grid = contract.grid_of(config)
     n, kind, tokens = grid[0] * grid[1], config.target.get("kind", "dvae"), None
     if kind in PIXELS:
         unread = [k for k, v in config.target.items() if k != "kind" and v]

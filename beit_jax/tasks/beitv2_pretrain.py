@@ -26,7 +26,7 @@ def make(config) -> contract.Task:
     mask = options.build(masking.MaskOptions, config.mask, "config.mask")
     if mask.kind not in ("block_exact", "random", "block"):
         raise ValueError(f"mask.kind={mask.kind!r} is none of block_exact, block, random")
-    grid = image_codes.grid_of(config)
+    grid = contract.grid_of(config)
     mask.check(grid)
     tokens = image_codes.make(config, grid[0] * grid[1])
     image_codes.check_vocab_size(config, tokens.vocab_size)

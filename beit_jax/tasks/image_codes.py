@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax import flops, options
-from beit_jax.models.vit import patch_grid
 from beit_jax.targets.dvae import DvaeTokenizer
 from beit_jax.targets.vqkd import VqkdTokenizer
 from beit_jax.tasks import task as contract
@@ -56,14 +55,6 @@ def make(config, num_patches: int) -> ImageCodes:
     work = flops.dvae_encoder(tokenizer, px) if kind == "dvae" else flops.vqkd_encoder(tokenizer)
     return ImageCodes(tokenizer.vocab_size, {kind: contract.Frozen(tokenizer.init, "target")},
                       codes, work)
-
-
-def grid_of(config) -> tuple[int, int]:
-    """Patch grid of config.model. Raises: ValueError: sizes that are missing or do not fit."""
-    missing = [key for key in ("image_px", "patch_size") if key not in config.model]
-    if missing:
-        raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
-    return patch_grid(config.model.image_px, config.model.patch_size)
 
 
 def check_vocab_size(config, num_outputs: int, what: str = "codes") -> None:

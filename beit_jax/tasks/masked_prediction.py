@@ -9,39 +9,12 @@ import jax.numpy as jnp
 
 from beit_jax import augment, flops, losses, masking, options
 from beit_jax.models.masked_autoencoder import MaskedAutoencoder
-from beit_jax.targets import normalise
-from beit_jax.targets.teachers import TEACHERS
-from beit_jax.tasks import self_teacher, teacher_features
+from beit_jax.tasks import feature_targets
 from beit_jax.tasks import task as contract
-from beit_jax.tasks.image_codes import grid_of
 
-SELF_TEACHER = "ema"
 ERRORS = ("squared", "smooth_l1", "cosine")
 BETA = 2.0  # of smooth_l1, data2vec's and Img2Vec's
 NO_GLOBAL_HEAD = dict(global_layers=0, global_hidden=2048, global_source="fused")  # of the model
-_BESIDE = ("norm", "statistics")  # keys of config.target that are not the teacher's
-
-
-class Target(NamedTuple):
-    """What is to be predicted.
-
-    Attributes:
-      dim, grid, frozen, flops: as of teacher_features.TeacherFeatures.
-      tokens: (model, state, frozen, batch) -> raw tokens float32 [b, k, c], no gradient.
-      scale: (tokens [..., c], frozen) -> as the loss is to see them.
-      begin, end_step: of Task, where the target is part of the state; else None.
-      picture: (predicted tokens of all patches, image01) -> image01, for pixels; else None.
-    """
-
-    dim: int
-    grid: tuple[int, int]
-    frozen: dict[str, contract.Frozen]
-    flops: float
-    tokens: Callable
-    scale: Callable
-    begin: Callable | None
-    end_step: Callable | None
-    picture: Callable | None
 
 
 class Predicted(NamedTuple):
@@ -52,77 +25,6 @@ class Predicted(NamedTuple):
     target: jax.Array
     pooled: jax.Array | None
     tokens: jax.Array
-
-
-def make_target(config, normalise_image: Callable) -> Target:
-    """config.target: a teacher by its kind, or "ema"; norm; statistics for norm="whiten".
-
-    Raises: ValueError: an unknown kind, norm or key.
-    """
-    norm, kind = config.target.get("norm", "none"), config.target.get("kind", "")
-    if kind not in (SELF_TEACHER, *TEACHERS):
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join((SELF_TEACHER, *TEACHERS))}")
-    statistics = config.target.get("statistics") or {}
-    if norm not in normalise.NORMS:
-        raise ValueError(f"target.norm={norm!r} is none of {', '.join(normalise.NORMS)}")
-    if bool(statistics) != (norm == "whiten"):
-        raise ValueError(
-            f"target.norm={norm} with target.statistics={dict(statistics)}: whiten, and nothing "
-            "else, needs statistics, dict(checkpoint=...) of a run of task token_diversity")
-    if kind == SELF_TEACHER:
-        return _own_average(config, norm, normalise_image)
-    teacher = teacher_features.make(config, beside=_BESIDE)
-    frozen = dict(teacher.frozen)
-    if statistics:
-        unknown = set(statistics) - {"checkpoint"}
-        if unknown:
-            raise ValueError(options.unknown_key(sorted(unknown)[0], ("checkpoint",),
-                                                 "config.target.statistics"))
-        start = {"mean": jnp.zeros(teacher.dim), "variance": jnp.ones(teacher.dim),
-                 "count": jnp.zeros(())}
-        frozen["statistics"] = contract.Frozen(lambda key: {"params": {}, "statistics": start},
-                                               "target.statistics")
-
-    def scale(tokens, frozen):
-        found = frozen["statistics"]["statistics"] if statistics else None
-        return normalise.normalise(tokens, norm, found)
-
-    return Target(teacher.dim, teacher.grid, frozen, teacher.flops,
-                  lambda model, state, frozen, batch: teacher.tokens(frozen, batch), scale,
-                  None, None, teacher.picture)
-
-
-def _own_average(config, norm: str, normalise_image: Callable) -> Target:
-    """The student's averaged encoder as its teacher."""
-    section = {key: value for key, value in config.target.items()
-               if key not in ("kind", *_BESIDE)}
-    rule = options.build(self_teacher.SelfTeacher, section, "config.target")
-    missing = [key for key in ("width", "depth") if key not in config.model]
-    if missing:
-        raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
-    if rule.blocks > config.model.depth:
-        raise ValueError(f"target.blocks={rule.blocks}, but the model has {config.model.depth} "
-                         "blocks")
-    if norm == "whiten":
-        raise ValueError("target.norm=whiten: the self-teacher changes, it has no fixed statistics")
-    if config.data.get("target_px"):
-        raise ValueError(f"data.target_px={config.data.target_px} has no effect here: the "
-                         "self-teacher sees the student's image; remove it")
-
-    def tokens(model, state, frozen, batch):
-        del frozen
-        return self_teacher.tokens(model, state["average"], normalise_image(batch["image"]),
-                                   rule.blocks)
-
-    def begin(variables, frozen, batch, key):
-        del frozen, batch, key
-        return {"average": self_teacher.begin(variables["params"])}
-
-    def end_step(params, state):
-        return {"average": self_teacher.update(state["average"], params, rule.decay)}
-
-    return Target(config.model.width, grid_of(config), {}, 0.0, tokens,
-                  lambda tokens, frozen: normalise.normalise(tokens, norm), begin, end_step, None)
 
 
 def error_function(kind: str, beta: float) -> Callable:
@@ -153,8 +55,8 @@ def make(config, values_of: Callable, **model_fields) -> contract.Task:
     """
     normalise_image = functools.partial(augment.normalise, mean=config.data.mean,
                                         std=config.data.std)
-    grid = grid_of(config)
-    target = make_target(config, normalise_image)
+    grid = contract.grid_of(config)
+    target = feature_targets.make(config, normalise_image)
     model = options.build(
         MaskedAutoencoder, config.model, "config.model", dtype=contract.compute_dtype(config),
         target_dim=target.dim, target_grid=target.grid, **model_fields)

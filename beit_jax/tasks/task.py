@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax import options
+from beit_jax.models.vit import patch_grid
 
 # keys of a section that say where frozen weights come from; the others describe the network
 OF_LOADING = ("checkpoint", "adapt", "use_ema")
@@ -76,6 +77,14 @@ def compute_dtype(config) -> Any:
     if name not in DTYPES:
         raise ValueError(f"config.dtype={name!r} is none of auto, {', '.join(DTYPES)}")
     return jnp.dtype(name)
+
+
+def grid_of(config) -> tuple[int, int]:
+    """Patch grid of config.model. Raises: ValueError: sizes that are missing or do not fit."""
+    missing = [key for key in ("image_px", "patch_size") if key not in config.model]
+    if missing:
+        raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
+    return patch_grid(config.model.image_px, config.model.patch_size)
 
 
 def network_fields(section: Mapping[str, Any], where: str) -> dict[str, Any]:
