@@ -20,7 +20,7 @@ BATCH = P(("data", "fsdp"))
 PARAM_RULES = (
     (r"(qkv|fc1)/kernel$", ("fsdp", "tensor")),        # [..., d, 3d], [..., d, 4d]
     (r"(attn/proj|fc2)/kernel$", ("tensor", "fsdp")),  # [..., d, d], [..., 4d, d]
-    (r"(lm_head|head)/kernel$", ("fsdp", "tensor")),   # [d, v]
+    (r"(lm_head|head|decoder_embed|decoder_pred|global_head_\d)/kernel$", ("fsdp", "tensor")),
     (r"patch_embed/proj/kernel$", ("fsdp",)),          # [p, p, 3, d]
     (r"(pos_embed|rel_pos_bias/.*)$", ()),
     (r"blocks/.*/w$", ("fsdp",)),                      # convolutions [k, k, c_in, c_out]

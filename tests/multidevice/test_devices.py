@@ -97,6 +97,13 @@ def test_a_tokenizer_on_eight_devices_has_the_codebook_of_one(eight, codebooks, 
         assert np.abs(np.subtract(expected["codebook"], codebooks[0]["codebook"])).max() > 1e-3
 
 
+def test_a_masked_autoencoder_on_eight_devices_learns_as_on_one(eight, worker, tmp_path):
+    found, expected = eight[0]["img2vec"], worker.masked_autoencoder(tmp_path / "img2vec")
+    assert found.keys() == expected.keys() and any("loss_global" in name for name in expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
+
+
 def test_token_diversity_on_eight_devices_is_that_of_one(eight, worker, tmp_path):
     found, expected = eight[0]["diversity"], worker.diversity(tmp_path)
     assert found == pytest.approx(expected, abs=2e-5)

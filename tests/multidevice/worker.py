@@ -51,6 +51,20 @@ def tokenizer(**mesh):
     return config
 
 
+def masked_autoencoder(workdir, **mesh):
+    """Two steps of Img2Vec with its convolutional teacher, and its evaluation."""
+    from configs.img2vec import pretrain
+
+    config = pretrain.get_config("smoke")
+    config.update(dtype="float32", matmul_precision="highest")
+    config.mesh.update(mesh)
+    config.target.dtype = "float32"
+    config.eval.pictures = 0
+    config.log.update(every_steps=1, tensorboard=False)
+    loop.run(config, workdir)
+    return losses(workdir)
+
+
 def diversity(workdir, **mesh):
     """What is measured of a teacher's tokens after two steps of statistics."""
     from configs.img2vec import diversity as recipe_of_teachers
@@ -156,6 +170,7 @@ def main(workdir):
     found = {"devices": jax.device_count(), "specs": specs(), "constraints": constraints(),
              "batch": batches(), "update": update().tolist(),
              "codebooks": codebooks(f"{workdir}/tokenizer", **MESHES["mixed"]),
+             "img2vec": masked_autoencoder(f"{workdir}/img2vec", **MESHES["mixed"]),
              "diversity": diversity(f"{workdir}/diversity", **MESHES["mixed"])}
     for name, mesh in MESHES.items():
         loop.run(pretraining(**mesh), f"{workdir}/{name}")
