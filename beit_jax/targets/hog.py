@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beit_jax.models.vit import patch_grid
 from beit_jax.targets import preprocess
 
 CELL_PX = 8
@@ -15,23 +14,17 @@ BINS = 9  # orientations of half a turn: opposite gradients fall into one bin
 
 
 @dataclasses.dataclass(frozen=True)
-class Hog:
-    """Histograms as a target without weights: `variables` is not looked at.
+class Hog(preprocess.FromImage):
+    """Histograms as a target.
 
     Attributes:
-      image_px, patch_size: sides in pixels; a patch is a multiple of the cell of 8.
+      patch_size: a multiple of the cell of 8 px.
       window_px: side of a Gaussian window by which gradients weigh, laid over the image like
         tiles; 0: none, as the authors' code has it. open-mmlab/mmpretrain takes 16.
-      mean, std: of red, green and blue, by which images in [0, 1] are normalised first.
+      image_px, mean, std: see FromImage.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
     window_px: int = 0
-    mean: tuple[float, ...] = preprocess.IMAGENET[0]
-    std: tuple[float, ...] = preprocess.IMAGENET[1]
-    has_weights = False
-    flops = 0.0  # neither products nor convolutions with weights, see flops.py
 
     def __post_init__(self):
         if self.patch_size % CELL_PX:
@@ -42,21 +35,10 @@ class Hog:
     def dim(self) -> int:
         return 3 * BINS * (self.patch_size // CELL_PX) ** 2
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
-        return patch_grid(self.image_px, self.patch_size)
-
-    def init(self, key: jax.Array) -> dict:
-        del key
-        return {"params": {}}
-
     def features(self, variables: dict, image01: jax.Array) -> jax.Array:
         """float32 [b, n, dim], see `hog`. Raises ValueError: another size than `image_px`."""
         del variables
-        preprocess.check_size(image01, self.image_px)
-        image = preprocess.normalise(jax.lax.stop_gradient(image01), self.mean, self.std)
-        return hog(image, self.patch_size, window_px=self.window_px)
+        return hog(self.normalised(image01), self.patch_size, window_px=self.window_px)
 
 
 def hog(image: jax.Array, patch_size: int, *, window_px: int = 0) -> jax.Array:

@@ -7,7 +7,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from beit_jax.models.vit import patch_grid
 from beit_jax.targets import preprocess
 
 
@@ -36,42 +35,24 @@ def patch_pixels(image: jax.Array, patch_size: int, *, normalise: bool = False) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
-    """Pixels as a target without weights: `variables` is not looked at.
+class Pixels(preprocess.FromImage):
+    """Pixels as a target.
 
     Attributes:
-      image_px, patch_size: sides in pixels.
-      mean, std: of red, green and blue, by which images in [0, 1] are normalised first.
+      image_px, patch_size, mean, std: see FromImage.
       normalise: see `patch_pixels`.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
-    mean: tuple[float, ...] = preprocess.IMAGENET[0]
-    std: tuple[float, ...] = preprocess.IMAGENET[1]
     normalise: bool = True
-    has_weights = False
-    flops = 0.0
 
     @property
     def dim(self) -> int:
         return 3 * self.patch_size**2
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
-        return patch_grid(self.image_px, self.patch_size)
-
-    def init(self, key: jax.Array) -> dict:
-        del key
-        return {"params": {}}
-
     def features(self, variables: dict, image01: jax.Array) -> jax.Array:
         """float32 [b, n, dim]. Raises ValueError: another size than `image_px`."""
         del variables
-        preprocess.check_size(image01, self.image_px)
-        image = preprocess.normalise(jax.lax.stop_gradient(image01), self.mean, self.std)
-        return patch_pixels(image, self.patch_size, normalise=self.normalise)
+        return patch_pixels(self.normalised(image01), self.patch_size, normalise=self.normalise)
 
     def picture(self, tokens: jax.Array, image01: jax.Array) -> jax.Array:
         """The image in [0, 1] that tokens [b, n, dim] describe, [b, h, w, 3], not clipped.
