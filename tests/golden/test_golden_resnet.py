@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from vit_models import image_of
 
-from beit_jax import convert
+from beit_jax import convert, losses, metrics
 from beit_jax.models import resnet
 from beit_jax.models.resnet import ResNet
 from beit_jax.targets import preprocess
@@ -149,3 +149,15 @@ def test_padding_by_xla_s_same_gives_the_numbers_that_are_known_to_be_wrong(
     out = np.asarray(teacher.network.apply(variables, drawn.image(64)))[0]
     assert out.mean() == pytest.approx(0.756811, abs=1e-4)
     np.testing.assert_allclose(out[0, 0, [2, 4, 5]], [0.450987, 0.002243, 2.125072], atol=1e-4)
+
+
+def test_bfloat16_products_are_good_enough_for_a_teacher(teacher, variables):
+    """The recipes of Img2Vec run their teacher so."""
+    image = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
+    tokens, rough = (jax.jit(DinoResnet50(image_px=64, dtype=dtype).features)(variables, image)
+                     for dtype in ("float32", "bfloat16"))
+    assert tokens.dtype == rough.dtype == jnp.float32
+    cosine = 1.0 - losses.cosine_distance(tokens, rough)
+    assert 0.999 < float(cosine.mean()) < 1.0
+    assert float(jnp.abs(metrics.token_similarity(tokens)
+                         - metrics.token_similarity(rough)).max()) < 2e-3
