@@ -18,7 +18,7 @@ KINDS = (
     "mim", "finetune", "train_trace", "dvae", "block_masking", "relpos_index", "posembed_interp",
     "init_stats", "param_groups", "cosine_schedule", "clip_visual", "dino_vit", "vit_other_size",
     "mim_aggregated", "quantizer", "kmeans", "vqkd", "masked_autoencoder", "plain_finetune",
-    "sincos", "resnet", "resnet_from_seed",
+    "sincos", "resnet", "resnet_from_seed", "retrieval_metrics",
 )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ def read(path: pathlib.Path) -> Golden:
 def kind(golden: Golden) -> str:
     """What the file is a test of, by its content; "" if nobody knows."""
     names, config = golden.arrays.keys(), golden.config
+    if "out/tr_r1" in names and "in/image_row_of_caption" in names:
+        return "retrieval_metrics"
     if "out/losses" in names and "steps" in config:
         return "train_trace"
     if "in/noise" in names and "out/latent" in names:

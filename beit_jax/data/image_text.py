@@ -1,0 +1,122 @@
+"""Images with captions, and texts alone, out of the files they are published in."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from beit_jax.data import annotations
+
+
+class Captioned(NamedTuple):
+    """An image and what people say of it. image: path; image_id: as in the file."""
+    image_id: int | str
+    image: str
+    captions: tuple[str, ...]
+
+
+def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
+                  skip_defects: bool = False) -> list[Captioned]:
+    """Karpathy's splits: dataset_coco.json, dataset_flickr30k.json.
+
+    Captions are the "raw" ones. Ids are COCO's ("cocoid"), elsewhere the file's own ("imgid").
+
+    Args:
+      path: of the JSON file.
+      image_folder: COCO: the one that holds train2014 and val2014; Flickr30k: that of the images.
+      splits: those that are wanted: ("train", "restval") for training on COCO, ("test",), ...
+      skip_defects: True leaves out entries with a defect, and says so in the log.
+    Returns: in the file's order.
+    Raises: FileNotFoundError: no such file or folder. ValueError: another layout, no image of
+      these splits, or without `skip_defects` an id or a file that occurs twice, an image that is
+      not on disk, an empty caption, an image without captions.
+    """
+    images = annotations.field(annotations.read_json(path), "images", path, "the top level")
+    known = set()
+    found = _Collection(image_folder)
+    for number, entry in enumerate(images):
+        where = f"image {number}"
+        known.add(annotations.field(entry, "split", path, where))
+        if entry["split"] not in splits:
+            continue
+        name = annotations.field(entry, "filename", path, where)
+        name = f"{entry['filepath']}/{name}" if "filepath" in entry else name
+        image_id = entry["cocoid"] if "cocoid" in entry else annotations.field(
+            entry, "imgid", path, where)
+        sentences = annotations.field(entry, "sentences", path, where)
+        captions = [annotations.field(s, "raw", path, where) for s in sentences]
+        found.add(f"{where} ({name})", image_id, name, captions)
+    if not found.seen:
+        raise ValueError(f"{path} has no image of split {', '.join(splits)}; it has "
+                         f"{', '.join(sorted(known)) or 'none'}")
+    annotations.settle(path, found.defects, skip_defects)
+    return found.records
+
+
+def read_pairs(path: str, image_folder: str, *, skip_defects: bool = False) -> list[Captioned]:
+    """Anybody's pairs, one JSON object a line: {"image": "a.jpg", "caption": "a cat"}.
+
+    "caption" may be a list of several; lines of one image become one record, whose id is its name.
+
+    Args, Raises: as of `read_karpathy`; a pair that occurs twice is a defect.
+    Returns: in the order of each image's first line.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    defects: list[str] = []
+    for where, entry in annotations.read_json_lines(path):
+        name = annotations.field(entry, "image", path, where)
+        captions = annotations.field(entry, "caption", path, where)
+        known = lines.setdefault(name, {})
+        for caption in [captions] if isinstance(captions, str) else captions:
+            if caption in known:
+                defects.append(f"{where}: the same pair stands at {known[caption]}")
+            known.setdefault(caption, where)
+    if not lines:
+        raise ValueError(f'{path} is empty: write {{"image": FILE, "caption": TEXT}}, one a line')
+    found = _Collection(image_folder, defects)
+    for name, captions in lines.items():
+        found.add(f"image {name}", name, name, list(captions))
+    annotations.settle(path, found.defects, skip_defects)
+    return found.records
+
+
+def read_documents(path: str) -> list[tuple[str, ...]]:
+    """Plain text, one sentence or paragraph a line, documents apart by blank lines.
+
+    Returns: the lines of each document.
+    Raises: FileNotFoundError: no such file. ValueError: it is not UTF-8, or has no text.
+    """
+    documents: list[list[str]] = [[]]
+    for line in annotations.read_text(path).splitlines():
+        if line.strip():
+            documents[-1].append(line.strip())
+        elif documents[-1]:
+            documents.append([])
+    if not documents[0]:
+        raise ValueError(f"{path} is empty: write one sentence or paragraph a line")
+    return [tuple(lines) for lines in documents if lines]
+
+
+class _Collection:
+    """Records of one file as they are read, and what was wrong with others."""
+
+    def __init__(self, image_folder: str, defects: list[str] | None = None):
+        self.image_folder, self.defects = image_folder, [] if defects is None else defects
+        self.records: list[Captioned] = []
+        self.seen: set = set()  # ids and names
+
+    def add(self, where: str, image_id, name: str, captions: list[str]) -> None:
+        """One image, or a defect. `seen` grows in any case."""
+        twice = {("id", image_id), ("name", name)} & self.seen
+        self.seen |= {("id", image_id), ("name", name)}
+        if twice:
+            kind = min(twice)[0]
+            self.defects.append(f"{where}: its {kind} {image_id if kind == 'id' else name} occurs "
+                                "twice")
+            return
+        wrong = [c for c in captions if annotations.is_blank(c)]
+        self.defects += [f"{where}: its caption {c!r} is empty or no text" for c in wrong[:1]]
+        kept = tuple(c for c in captions if not annotations.is_blank(c))
+        if not kept and not wrong:
+            self.defects.append(f"{where}: it has no caption")
+        image = annotations.find_image(self.image_folder, name, self.defects, where)
+        if kept and image:
+            self.records.append(Captioned(image_id, image, kept))

@@ -1,0 +1,184 @@
+"""Visual questions in VQAv2's files, the list of answers, and each question's soft targets."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from beit_jax import vqa_metrics
+from beit_jax.data import annotations
+
+VQAV2_ANSWERS = 3129  # what the annotations of train and val give; the released heads have as many
+
+
+class Question(NamedTuple):
+    """A question about an image.
+
+    Attributes:
+      question_id, image: as in the file; path of the image.
+      question: its text.
+      answers: what people said, as they wrote it; () where nobody tells (the test splits).
+      labels, scores: ranks of those of their answers that are on the list, and their soft scores.
+    """
+    question_id: int
+    image: str
+    question: str
+    answers: tuple[str, ...]
+    labels: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+def make_answer_list(annotation_paths: Sequence[str], *, min_count: int = 9,
+                     expected: int | None = VQAV2_ANSWERS) -> tuple[str, ...]:
+    """The answers that a classifier chooses among; the rank is the label.
+
+    Every question's "multiple_choice_answer" in normal form, those that at least `min_count`
+    questions have, in the order in which they first occur.
+
+    Args:
+      annotation_paths: train, then val: another order gives other labels, and a released head
+        would then answer nonsense.
+      expected: how many there must be; None for data of one's own.
+    Raises: FileNotFoundError: no such file. ValueError: another layout, or another number.
+    Source: microsoft/unilm beit3/datasets.py, VQAv2Dataset.make_dataset_index.
+    """
+    counts: Counter[str] = Counter()
+    for path in annotation_paths:
+        for where, entry in _entries(path, "annotations"):
+            answer = annotations.field(entry, "multiple_choice_answer", path, where)
+            counts[vqa_metrics.normalize_answer(answer)] += 1
+    answers = tuple(answer for answer, n in counts.items() if n >= min_count)
+    if expected is not None and len(answers) != expected:
+        raise ValueError(f"{', '.join(annotation_paths)} give {len(answers)} answers, not "
+                         f"{expected}: VQAv2's needs the annotations of train, then val, whole; "
+                         "with data of your own say expected=None")
+    if not answers:
+        raise ValueError(f"{', '.join(annotation_paths)}: no answer occurs {min_count} times: "
+                         "lower min_count")
+    return answers
+
+
+def read_answer_list(path: str) -> tuple[str, ...]:
+    """The reference's answer2label.txt: {"answer": "yes", "label": 0}, one a line.
+
+    Raises: FileNotFoundError: no such file. ValueError: labels out of order, an answer twice, none.
+    """
+    answers: dict[str, int] = {}
+    for where, entry in annotations.read_json_lines(path):
+        answer = annotations.field(entry, "answer", path, where)
+        label = annotations.field(entry, "label", path, where)
+        if answer in answers or int(label) != len(answers):
+            raise ValueError(f"{path}, {where}: answer {answer!r} with label {label} occurs twice "
+                             f"or out of order; label {len(answers)} is next")
+        answers[answer] = len(answers)
+    if not answers:
+        raise ValueError(f"{path} is empty: it lists no answer")
+    return tuple(answers)
+
+
+def write_answer_list(path: str, answers: Sequence[str]) -> None:
+    """Writes what `read_answer_list` reads."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"answer": answer, "label": label}) + "\n"
+                        for label, answer in enumerate(answers))
+
+
+def list_hash(answers: Sequence[str]) -> str:
+    """SHA-256 of a list: equal hashes, equal labels. 64 hexadecimal digits."""
+    return hashlib.sha256("\n".join(answers).encode()).hexdigest()
+
+
+def label_of(answer: str, answers: Sequence[str]) -> int:
+    """The label of an answer. Raises: ValueError: it is not on the list."""
+    if answer not in answers:
+        raise ValueError(f"answer {answer!r} is none of the {len(answers)} on the list, whose "
+                         f"answers are in normal form: {vqa_metrics.normalize_answer(answer)!r}?")
+    return answers.index(answer)
+
+
+def read(questions_path: str, annotations_path: str | None, image_folder: str,
+         answers: Sequence[str] = (), *, drop_unlisted: bool = True,
+         skip_defects: bool = False) -> list[Question]:
+    """Questions in VQAv2's layout, with the soft scores of people's answers.
+
+    Answers count as people wrote them, though the list is in normal form: as the reference does.
+
+    Args:
+      questions_path: v2_OpenEnded_mscoco_train2014_questions.json and the like.
+      annotations_path: v2_mscoco_train2014_annotations.json; None for the test splits.
+      image_folder: the one that holds train2014, val2014, test2015.
+      answers: the list, by `make_answer_list` or `read_answer_list`.
+      drop_unlisted: True drops questions without any listed answer, for training; False keeps
+        them, for the official accuracy.
+      skip_defects: True leaves out entries with a defect, and says so in the log.
+    Returns: in the file's order.
+    Raises: FileNotFoundError: no such file or folder. ValueError: another layout, no listed answer
+      anywhere, or without `skip_defects` a question id that occurs twice, an empty question, one
+      without annotation or answers, an annotation without question, an image not on disk.
+    """
+    labels = {answer: label for label, answer in enumerate(answers)}
+    defects: list[str] = []
+    said = _answers_by_question(annotations_path, defects)
+    content = annotations.read_json(questions_path)
+    subset = str(annotations.field(content, "data_subtype", questions_path, "the top level"))
+    subset = "test2015" if subset.startswith("test") else subset  # test-dev is a part of it
+    found, seen, unlisted = [], set(), 0
+    for where, entry in _entries(questions_path, "questions", content):
+        number, image_id, text = (annotations.field(entry, name, questions_path, where)
+                                  for name in ("question_id", "image_id", "question"))
+        where = f"question {number}"
+        image = annotations.find_image(
+            image_folder, f"{subset}/COCO_{subset}_{int(image_id):012d}.jpg", defects, where)
+        wrong = ("occurs twice" if number in seen else "is empty" if annotations.is_blank(text) else
+                 "has no annotation" if said is not None and number not in said else None)
+        seen.add(number)
+        if wrong:
+            defects.append(f"{where} {wrong}")
+        if wrong or image is None:
+            continue
+        spoken = () if said is None else said[number]
+        scores = {labels[answer]: score for answer, score
+                  in vqa_metrics.soft_scores(spoken).items() if answer in labels}
+        if said is not None and drop_unlisted and not scores:
+            unlisted += 1
+            continue
+        found.append(Question(number, image, text, spoken, tuple(scores), tuple(scores.values())))
+    defects += [f"{annotations_path}: annotation of question {number}, which is not asked"
+                for number in said or () if number not in seen]
+    annotations.settle(questions_path, defects, skip_defects)
+    if unlisted and not found:
+        raise ValueError(f"{annotations_path}: none of {unlisted} questions has an answer among "
+                         f"the {len(answers)} on the list, which belongs to other data")
+    if unlisted:
+        logging.info("%s: %d of %d questions have no answer on the list and are dropped",
+                     questions_path, unlisted, unlisted + len(found))
+    return found
+
+
+def _entries(path: str, name: str, content=None):
+    """("questions 0", entry) of each entry. content: the file's, where it has been read."""
+    content = annotations.read_json(path) if content is None else content
+    entries = annotations.field(content, name, path, "the top level")
+    if not entries:
+        raise ValueError(f"{path} has no {name}")
+    return ((f"{name} {number}", entry) for number, entry in enumerate(entries))
+
+
+def _answers_by_question(path: str | None, defects: list[str]) -> dict | None:
+    """{question id: answers as people wrote them}; None without a file."""
+    if path is None:
+        return None
+    said: dict[int, tuple[str, ...]] = {}
+    for where, entry in _entries(path, "annotations"):
+        number = annotations.field(entry, "question_id", path, where)
+        people = annotations.field(entry, "answers", path, where)
+        spoken = tuple(annotations.field(p, "answer", path, where) for p in people)
+        wrong = "occurs twice" if number in said else "has no answers" if not spoken else None
+        if wrong:
+            defects.append(f"question {number} {wrong} in {path}")
+        if spoken:  # without answers it counts as not annotated
+            said.setdefault(number, spoken)
+    return said
