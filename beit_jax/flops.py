@@ -22,6 +22,15 @@ def _blocks(model, tokens: int, depth: int, width: int = 0) -> float:
     return depth * block
 
 
+def multiway(model, num_image: int, num_text: int) -> float:
+    """Forward FLOPs of models.beit3 without heads for one sequence; an expert costs what one does.
+
+    Args: num_image: tokens of the image, class token included, or 0; num_text: of the text, or 0.
+    """
+    pixels = linear(num_image - 1, 3 * model.patch_size**2, model.width) if num_image else 0.0
+    return pixels + _blocks(model, num_image + num_text, model.depth)
+
+
 def masked_autoencoder(model, num_visible: int, num_predicted: int) -> float:
     """Forward FLOPs of models.masked_autoencoder: encoder on visible patches, decoder on all.
 

@@ -1,5 +1,7 @@
 """Losses: arrays in, scalar out, float32 inside; no module, no state, no collectives."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,3 +51,54 @@ def smooth_l1(predicted, target, beta: float):
 def cosine_distance(predicted, target):
     """1 - cosine along the last axis: [..., c] -> float32 [...]."""
     return 1.0 - jnp.sum(to_unit(predicted) * to_unit(target), axis=-1)
+
+
+def binary_cross_entropy(logits, target):
+    """Of soft targets in [0, 1], summed over classes: logits, target [b, C] -> float32 [b].
+
+    Source: microsoft/unilm beit3/engine_for_finetuning.py, VQA: the mean over classes, times C.
+    """
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), target), axis=-1)
+
+
+def smoothed_divergence(logits, codes, smoothing: float):
+    """KL(q | softmax(logits)), q = 1 - s at the code and s / (v - 1) elsewhere; 0 at the optimum.
+
+    logits [..., v], codes int [...] -> float32 [...].
+    Source: microsoft/unilm beit3/utils.py, captioning. The usual smoothing, see `smooth_targets`,
+      gives the code itself a share of s.
+    """
+    others = smoothing / (logits.shape[-1] - 1)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = jnp.take_along_axis(log_p, codes[..., None], axis=-1)[..., 0]
+    cross_entropy_of_q = -(1.0 - smoothing) * own - others * (jnp.sum(log_p, axis=-1) - own)
+    entropy = -(1.0 - smoothing) * math.log(1.0 - smoothing)
+    if smoothing:
+        entropy -= smoothing * math.log(others)
+    return cross_entropy_of_q - entropy
+
+
+def mean_of_smallest(values, is_counted, share: float):
+    """Mean of the floor(share * n) smallest (at least one) of the n values that count.
+
+    values float [...], is_counted bool [...] -> float32 scalar; 0 if none counts.
+    Source: microsoft/unilm beit3/utils.py: late in captioning the worst words are dropped.
+    """
+    flat, counted = values.ravel(), is_counted.ravel()
+    order = jnp.argsort(jnp.where(counted, flat, jnp.inf))
+    n = jnp.sum(counted)
+    kept = jnp.maximum(jnp.floor(share * n), 1)
+    return weighted_mean(flat[order], (jnp.arange(flat.size) < kept) & counted[order])
+
+
+def contrastive(images, texts, factor):
+    """Every image to its text among all, and the reverse: the mean of both cross-entropies.
+
+    Args: images, texts: unit vectors [b, d], rows of one pair at one place, b the global batch;
+      factor: of their products, a scalar.
+    Returns: float32 scalar.
+    Source: CLIP; microsoft/unilm beit3/utils.py, ClipLoss.
+    """
+    logits = factor * jnp.matmul(images, texts.T, preferred_element_type=jnp.float32)
+    pairs = jnp.arange(logits.shape[0])
+    return 0.5 * jnp.mean(cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs))

@@ -46,3 +46,8 @@ def token_similarity(features):
     # out as they are, not as n, so that a token that is zero counts as similar to none.
     pairs = jnp.sum(jnp.sum(unit, axis=1) ** 2, axis=-1) - jnp.sum(unit ** 2, axis=(1, 2))
     return pairs / (n * (n - 1))
+
+
+def score_of_best(logits, scores):
+    """The score of the class that the logits choose: both [b, C] -> [b], VQA's accuracy."""
+    return jnp.take_along_axis(scores, jnp.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0]

@@ -102,6 +102,7 @@ def base() -> ConfigDict:
             weight_decay_end=-1.0,
             clip_norm=0.0,
             layer_decay=1.0,
+            head_rate=1.0,
             accumulation_steps=1,
             decay_rule="matrices",
             decay_rel_pos_bias=True,

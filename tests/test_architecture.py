@@ -23,7 +23,7 @@ MAY = {
     # vqa_metrics: answers are normalised alike where they are read and where they are scored
     "data": {"data", "options", "token_ids", "vqa_metrics"},
     "convert": {"convert", "checkpoint"},
-    "models": {"models"},
+    "models": {"models", "vectors"},
     "targets": {"targets", "models", "vectors", "flops"},
     # class_lists: which classes evaluation chooses among is part of a task, and pure
     "tasks": {"tasks", "targets", "models", "data.text_ops", "data.class_lists"}

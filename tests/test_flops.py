@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from beit_jax import flops, tasks
+from beit_jax.models.beit3 import Beit3
 from beit_jax.targets.dvae import DvaeTokenizer
 from beit_jax.targets.teachers import TEACHERS
 from beit_jax.targets.vqkd import VqkdTokenizer
@@ -31,6 +32,20 @@ def test_pretraining_on_given_codes(variant, forward):
 def test_classification(recipe, variant, forward):
     work = task_of(recipe, variant).flops_per_image
     assert work / 3e9 == pytest.approx(forward, abs=0.05)
+
+
+@pytest.mark.parametrize(("sizes", "image", "text", "pair"), [
+    (dict(patch_size=16, width=768, depth=12, num_heads=12), 34.9, 34.7, 46.8),
+    (dict(patch_size=16, width=1024, depth=24, num_heads=16), 122.8, 122.2, 164.3),
+    (dict(patch_size=14, width=1408, depth=40, num_heads=16, mlp_ratio=6144 / 1408), 533.6, 404.3,
+     671.2)], ids=["base", "large", "giant"])
+def test_blocks_of_beit3(sizes, image, text, pair):
+    model = Beit3(image_px=224, **sizes)
+    num_image = model.num_patches + 1
+    pixels = flops.linear(model.num_patches, 3 * model.patch_size**2, model.width)  # not in theirs
+    ours = [flops.multiway(model, num_image, 0) - pixels, flops.multiway(model, 0, 196),
+            flops.multiway(model, num_image, 64) - pixels]
+    assert [work / 1e9 for work in ours] == pytest.approx([image, text, pair], abs=0.05)
 
 
 def test_frozen_tokenizers():

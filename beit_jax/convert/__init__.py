@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from beit_jax.checkpoint import flatten, unflatten
-from beit_jax.convert import engine, tables
+from beit_jax.convert import beit3_tables, engine, tables
 
 __all__ = ["FORMATS", "flatten", "get_format", "to_ours", "to_reference", "unflatten"]
 
@@ -45,6 +45,8 @@ FORMATS = {
     "clip": engine.Format(
         tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower"
     ),
+    "beit3": engine.Format(beit3_tables.WITH_HEADS, refused=beit3_tables.REFUSED),
+    "torchscale": engine.Format(beit3_tables.BACKBONE, refused=beit3_tables.REFUSED),
 }
 
 

@@ -38,11 +38,11 @@ _TOKENS = (
     ("patch_embed.proj.weight", "patch_embed/proj/kernel", "conv"),
     ("patch_embed.proj.bias", "patch_embed/proj/bias", "same"),
 )
-_NORM = (("weight", "scale", "same"), ("bias", "bias", "same"))
-_LINEAR = (("weight", "kernel", "transpose"), ("bias", "bias", "same"))
+NORM = (("weight", "scale", "same"), ("bias", "bias", "same"))
+LINEAR = (("weight", "kernel", "transpose"), ("bias", "bias", "same"))
 
 
-def _under(reference: str, ours: str, rows: tuple) -> tuple:
+def under(reference: str, ours: str, rows: tuple) -> tuple:
     """The rows with something in front of both names."""
     return tuple((reference + row[0], ours + row[1], row[2]) for row in rows)
 
@@ -58,14 +58,14 @@ VIT = (
             "same",
         ),
     )
-    + _under("blocks.{i}.", "blocks/", _BLOCK)
-    + _under("cls_pt_layers.{i}.", "cls_pt_layers/", _BLOCK)
-    + _under("norm.", "norm/", _NORM)
-    + _under("cls_pt_norm.", "cls_pt_norm/", _NORM)
-    + _under("fc_norm.", "fc_norm/", _NORM)
-    + _under("lm_head.", "lm_head/", _LINEAR)
-    + _under("cls_pt_lm_head.", "cls_pt_lm_head/", _LINEAR)
-    + _under("head.", "head/", _LINEAR)
+    + under("blocks.{i}.", "blocks/", _BLOCK)
+    + under("cls_pt_layers.{i}.", "cls_pt_layers/", _BLOCK)
+    + under("norm.", "norm/", NORM)
+    + under("cls_pt_norm.", "cls_pt_norm/", NORM)
+    + under("fc_norm.", "fc_norm/", NORM)
+    + under("lm_head.", "lm_head/", LINEAR)
+    + under("cls_pt_lm_head.", "cls_pt_lm_head/", LINEAR)
+    + under("head.", "head/", LINEAR)
 )
 
 # (regular expression over the whole reference name, why nothing is lost by leaving it out)
@@ -143,14 +143,14 @@ _TASK_LAYER = (
     ("2.weight", "fc2/kernel", "transpose"),  # 1 is the tanh between
     ("2.bias", "fc2/bias", "same"),
 )
-_TOWER = _TOKENS + _under("blocks.{i}.", "blocks/", _BLOCK) + _under("fc_norm.", "fc_norm/", _NORM)
+_TOWER = _TOKENS + under("blocks.{i}.", "blocks/", _BLOCK) + under("fc_norm.", "fc_norm/", NORM)
 
 # the tokenizer of BEiT v2
 VQKD = (
-    _under("encoder.", "encoder/", _TOWER)
-    + _under("decoder.", "decoder/", _TOWER)
-    + _under("encode_task_layer.", "encode_task_layer/", _TASK_LAYER)
-    + _under("decode_task_layer.", "decode_task_layer/", _TASK_LAYER)
+    under("encoder.", "encoder/", _TOWER)
+    + under("decoder.", "decoder/", _TOWER)
+    + under("encode_task_layer.", "encode_task_layer/", _TASK_LAYER)
+    + under("decode_task_layer.", "decode_task_layer/", _TASK_LAYER)
     + (
         ("quantize.embedding.weight", "codebook/embedding", "same"),
         ("quantize.cluster_size", "usage/cluster_size", "same"),
@@ -185,9 +185,9 @@ def vqkd_dead_state(ours) -> dict:
 # DINO's ViTs, and timm's plain ones
 DINO = (
     _TOKENS
-    + _under("blocks.{i}.", "blocks/", _PLAIN_BLOCK)
+    + under("blocks.{i}.", "blocks/", _PLAIN_BLOCK)
     + (("blocks.{i}.attn.qkv.bias", "blocks/attn/qkv/bias", "same"),)
-    + _under("norm.", "norm/", _NORM)
+    + under("norm.", "norm/", NORM)
 )
 DINO_IGNORED = ((r"head\..*", "a projection head or classifier: features end before it"),)
 
@@ -198,18 +198,18 @@ _MAE_BLOCK = _PLAIN_BLOCK + tuple(
 )
 MAE = (
     _TOKENS
-    + _under("blocks.{i}.", "blocks/", _MAE_BLOCK)
-    + _under("norm.", "norm/", _NORM)
-    + _under("fc_norm.", "fc_norm/", _NORM)
-    + _under("head.", "head/", _LINEAR)
+    + under("blocks.{i}.", "blocks/", _MAE_BLOCK)
+    + under("norm.", "norm/", NORM)
+    + under("fc_norm.", "fc_norm/", NORM)
+    + under("head.", "head/", LINEAR)
     + (
         ("mask_token", "mask_token", "same"),
         ("decoder_pos_embed", "decoder_pos_embed", "same"),
     )
-    + _under("decoder_embed.", "decoder_embed/", _LINEAR)
-    + _under("decoder_blocks.{i}.", "decoder_blocks/", _MAE_BLOCK)
-    + _under("decoder_norm.", "decoder_norm/", _NORM)
-    + _under("decoder_pred.", "decoder_pred/", _LINEAR)
+    + under("decoder_embed.", "decoder_embed/", LINEAR)
+    + under("decoder_blocks.{i}.", "decoder_blocks/", _MAE_BLOCK)
+    + under("decoder_norm.", "decoder_norm/", NORM)
+    + under("decoder_pred.", "decoder_pred/", LINEAR)
 )
 
 # DINOv2's ViTs: layer scale, perhaps registers
@@ -238,8 +238,8 @@ def _conv_and_norm(conv: tuple[str, str], norm: tuple[str, str]) -> tuple:
     """A convolution without a bias, and its batch norm: (reference, ours) of each."""
     return (
         ((conv[0] + ".weight", conv[1] + "/kernel", "conv"),)
-        + _under(norm[0] + ".", norm[1] + "/", _NORM)
-        + _under(norm[0] + ".", f"batch_stats/{norm[1]}/", _STATISTICS)
+        + under(norm[0] + ".", norm[1] + "/", NORM)
+        + under(norm[0] + ".", f"batch_stats/{norm[1]}/", _STATISTICS)
     )
 
 
@@ -269,17 +269,17 @@ CLIP = (
         ("conv1.weight", "patch_embed/proj/kernel", "conv"),
         ("proj", "proj/kernel", "same"),
     )
-    + _under("ln_pre.", "pre_norm/", _NORM)
-    + _under("ln_post.", "norm/", _NORM)
-    + _under(
+    + under("ln_pre.", "pre_norm/", NORM)
+    + under("ln_post.", "norm/", NORM)
+    + under(
         "transformer.resblocks.{i}.",
         "blocks/",
-        _under("ln_1.", "norm1/", _NORM)
-        + _under("ln_2.", "norm2/", _NORM)
-        + _under("attn.in_proj_", "attn/qkv/", _LINEAR)
-        + _under("attn.out_proj.", "attn/proj/", _LINEAR)
-        + _under("mlp.c_fc.", "mlp/fc1/", _LINEAR)
-        + _under("mlp.c_proj.", "mlp/fc2/", _LINEAR),
+        under("ln_1.", "norm1/", NORM)
+        + under("ln_2.", "norm2/", NORM)
+        + under("attn.in_proj_", "attn/qkv/", LINEAR)
+        + under("attn.out_proj.", "attn/proj/", LINEAR)
+        + under("mlp.c_fc.", "mlp/fc1/", LINEAR)
+        + under("mlp.c_proj.", "mlp/fc2/", LINEAR),
     )
 )
 CLIP_IGNORED = ((r"input_resolution|context_length|vocab_size", "sizes that the arrays tell"),)

@@ -13,6 +13,7 @@ from scipy.interpolate import RectBivariateSpline
 SHARED_TABLE = "rel_pos_bias/relative_position_bias_table"
 BLOCK_TABLES = "blocks/attn/relative_position_bias_table"
 POSITIONS = "pos_embed"
+IMAGE_POSITIONS = "embed_positions/A/embedding"
 ENCODER = "encoder/"
 # what stands before the blocks or in each: a network without one that a checkpoint has computes
 # something else than what was trained
@@ -84,6 +85,27 @@ def _resize_positions(loaded: dict, target: dict, matrix) -> dict:
     return loaded | resized
 
 
+def resize_image_positions(loaded: dict, target: dict) -> dict:
+    """Interpolates BEiT-3's image positions; two rows without use and the class token's are kept.
+
+    Source: microsoft/unilm beit3/utils.py. Text positions have no grid and are never resized.
+    """
+    if not {IMAGE_POSITIONS} <= loaded.keys() & target.keys():
+        return loaded
+    table, rows = np.asarray(loaded[IMAGE_POSITIONS]), target[IMAGE_POSITIONS].shape[0]
+    if len(table) == rows:
+        return loaded
+    unread = table[:2].astype(np.float32)
+    resized = interpolate_pos_embed(table[None, 2:], rows - 2)[0]
+    return loaded | {IMAGE_POSITIONS: np.concatenate([unread, resized])}
+
+
+def take_vision(loaded: dict, target: dict) -> dict:
+    """Keeps BEiT-3's experts for images alone, for a network with modalities="vision"."""
+    return {path: leaf for path, leaf in loaded.items()
+            if "B" not in path.split("/") and not path.startswith("text_embed/")}
+
+
 def drop_head(loaded: dict, target: dict) -> dict:
     """Drops a classifier whose number of classes differs from the target's."""
     def fits(path):
@@ -107,11 +129,13 @@ def take_encoder(loaded: dict, target: dict) -> dict:
 ADAPT = {
     "drop_head": drop_head,
     "expand_rel_pos_bias": expand_rel_pos_bias,
+    "resize_image_positions": resize_image_positions,
     "resize_pos_embed": resize_pos_embed,
     "resize_pos_embed_antialias": resize_pos_embed_antialias,
     "resize_pos_embed_offset": resize_pos_embed_offset,
     "resize_rel_pos_bias": resize_rel_pos_bias,
     "take_encoder": take_encoder,
+    "take_vision": take_vision,
 }
 
 

@@ -125,14 +125,16 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32  # of the factors
     output_dtype: Any = None  # of sums, bias and result; None: as dtype
     precision: Any = None  # "highest": full float32 products on accelerators too
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
         out = matmul(x.astype(self.dtype), kernel, self.output_dtype or self.dtype,
                      self.precision)
-        return out + bias.astype(out.dtype)
+        if not self.use_bias:
+            return out
+        return out + self.param("bias", self.bias_init, (self.features,)).astype(out.dtype)
 
 
 def matmul(x, kernel, output_dtype=None, precision=None):
@@ -162,7 +164,8 @@ def attend(query, key, value, bias=None, *, backend: str = "xla"):
 
     Args:
       query, key, value: [b, n, a, k].
-      bias: float [1, a, n, n], added to the logits, or None.
+      bias: float [1, a, n, n] (with "xla" all that broadcasts to [b, a, n, keys]), added to the
+        logits, or None.
       backend: "xla", or "cudnn" (bfloat16 on NVIDIA GPUs; needs an even n in training).
     Returns: [b, n, a, k] in the dtype of `value`.
     Raises: ValueError: an unknown backend.

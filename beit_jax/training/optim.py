@@ -16,10 +16,13 @@ DECAY_RULES = ("matrices", "not_vectors", "kernels", "all")
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "mu_dtype"), "lars": ("momentum", "trust_coefficient")}
 _POSITIONS = ("pos_embed", "decoder_pos_embed")  # fixed ones have no gradient to oppose a decay
 _UNDECAYED = ("bias", "cls_token", *_POSITIONS)
-_EMBEDDINGS = ("cls_token", "mask_token", "pos_embed", "patch_embed")
-_BLOCKS = "blocks"  # the scope of a backbone's blocks
+_EMBEDDINGS = ("cls_token", "mask_token", "pos_embed", "patch_embed", "text_embed", "vision_embed",
+               "embed_positions")
+_BLOCKS = ("blocks", "vl_blocks")  # the scopes of a backbone's blocks, from below
 # scopes whose leaves have a leading layer axis
-_STACKED = {_BLOCKS, "cls_pt_layers", "decoder_blocks", "block_classifiers"}
+_STACKED = {*_BLOCKS, "cls_pt_layers", "decoder_blocks", "block_classifiers"}
+# BEiT-3: its text positions are decayed, as the original's are
+_UNDECAYED_PATHS = ("embed_positions/A/embedding",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class OptimOptions:
       weight_decay, weight_decay_end: cosine from one to the other; end < 0: constant.
       clip_norm: largest global gradient norm; 0: off.
       layer_decay: learning rate of a block over that of the block above; 1: off.
+      head_rate: learning rate of the leaves under "head" over that of the others (VQA).
       accumulation_steps: micro-batches per update (read by training/step.py).
       decay_rule: "matrices" (all but vectors, biases, class token and positions), "not_vectors"
         (all but vectors and positions: class and mask token are decayed), "kernels" (only weights
@@ -62,6 +66,7 @@ class OptimOptions:
     weight_decay_end: float = -1.0
     clip_norm: float = 0.0
     layer_decay: float = 1.0
+    head_rate: float = 1.0
     accumulation_steps: int = 1
     decay_rule: str = "matrices"
     decay_rel_pos_bias: bool = True
@@ -151,11 +156,13 @@ def _is_stacked(path) -> bool:
 def decay_mask(params, options: OptimOptions):
     """True where weight decay applies.
 
-    Source: microsoft/unilm beit/optim_factory.py ("matrices"); facebookresearch/mae
+    Source: microsoft/unilm beit/optim_factory.py and beit3/ ("matrices"); facebookresearch/mae
       main_pretrain.py ("not_vectors").
     """
     def decays(path, leaf):
         name = path_of(path).split("/")[-1]
+        if options.decay_rule == "matrices" and path_of(path) in _UNDECAYED_PATHS:
+            return False
         if options.decay_rule == "all":
             return True
         if options.decay_rule == "kernels":
@@ -176,19 +183,34 @@ def layer_multipliers(params, layer_decay: float):
     Raises: ValueError: the network has no blocks.
     Source: BEiT, fine-tuning; microsoft/unilm beit/optim_factory.py.
     """
-    stacked = jax.tree.leaves(params.get(_BLOCKS, {}))
-    if not stacked:
+    stacks = {name: jax.tree.leaves(params[name])[0].shape[0] for name in _BLOCKS
+              if name in params}
+    if not stacks:
         raise ValueError(f"config.optim.layer_decay={layer_decay}, but this network has no stack "
                          "of blocks to grade: remove it")
-    depth = stacked[0].shape[0]
+    depth = sum(stacks.values())
 
     def multiplier(path, leaf):
         top = path_of(path).split("/")[0]
-        if top == _BLOCKS:
-            rates = layer_decay ** (depth - np.arange(depth, dtype=np.float64))
-            return rates.astype(np.float32).reshape((depth,) + (1,) * (leaf.ndim - 1))
+        if top in stacks:
+            first = stacks["blocks"] if top == "vl_blocks" else 0
+            index = first + np.arange(stacks[top], dtype=np.float64)
+            rates = layer_decay ** (depth - index)
+            return rates.astype(np.float32).reshape((-1,) + (1,) * (leaf.ndim - 1))
         layer = 0 if top in _EMBEDDINGS else depth + 1
         return np.float32(layer_decay ** (depth + 1 - layer))
+
+    return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+def head_multipliers(params, head_rate: float):
+    """Learning-rate multiplier per leaf: `head_rate` under "head", 1 elsewhere.
+
+    Source: microsoft/unilm beit3/run_beit3_finetuning.py, task_head_lr_weight.
+    """
+    def multiplier(path, leaf):
+        del leaf
+        return np.float32(head_rate if path_of(path).split("/")[0] == "head" else 1.0)
 
     return jax.tree_util.tree_map_with_path(multiplier, params)
 
@@ -244,8 +266,14 @@ def make_optimizer(options: OptimOptions, params, total_steps: int, steps_per_ep
         parts += [optax.scale_by_adam(options.b1, options.b2, options.eps,
                                       mu_dtype=jnp.dtype(options.mu_dtype)), *decayed]
     if options.layer_decay != 1.0:
-        rates = layer_multipliers(params, options.layer_decay)
-        parts.append(optax.stateless(
-            lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates)))
+        parts.append(_scale_by_tree(layer_multipliers(params, options.layer_decay)))
+    if options.head_rate != 1.0:
+        parts.append(_scale_by_tree(head_multipliers(params, options.head_rate)))
     parts.append(optax.scale_by_learning_rate(learning_rate))
     return optax.chain(*parts), {"learning_rate": learning_rate, "weight_decay": decay}
+
+
+def _scale_by_tree(rates) -> optax.GradientTransformation:
+    """Multiplies every update by its leaf of `rates`."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates))

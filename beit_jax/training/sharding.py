@@ -20,8 +20,12 @@ BATCH = P(("data", "fsdp"))
 PARAM_RULES = (
     (r"(qkv|fc1)/kernel$", ("fsdp", "tensor")),        # [..., d, 3d], [..., d, 4d]
     (r"(attn/proj|fc2)/kernel$", ("tensor", "fsdp")),  # [..., d, d], [..., 4d, d]
+    # of BEiT-3, with the letter of a modality or without
+    (r"self_attn/[qkv]_proj/(\w+/)?kernel$", ("fsdp", "tensor")),
+    (r"self_attn/out_proj/(\w+/)?kernel$", ("tensor", "fsdp")),
+    (r"text_embed/embedding$", ("fsdp",)),             # [v, d]; v divides by nothing useful
     (r"(lm_head|head|decoder_embed|decoder_pred|global_head_\d)/kernel$", ("fsdp", "tensor")),
-    (r"patch_embed/proj/kernel$", ("fsdp",)),          # [p, p, 3, d]
+    (r"(patch|vision)_embed/proj/kernel$", ("fsdp",)),  # [p, p, 3, d]
     (r"(pos_embed|rel_pos_bias/.*)$", ()),
     (r"blocks/.*/w$", ("fsdp",)),                      # convolutions [k, k, c_in, c_out]
     (r".*", ()),

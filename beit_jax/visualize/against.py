@@ -23,10 +23,10 @@ def draw(report: Mapping[str, Any], column: str) -> Figure | None:
     placed = [row for row in rows if (row.get("columns") or {}).get(column) is not None]
     if len({row["columns"][column] for row in placed}) < 3:
         return None
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, colour in zip(series, _COLOURS):
+    for place, (name, colour) in enumerate(zip(series, _COLOURS)):
         own = [row for row in rows if row["row"].partition(":")[0] == name]
         points = sorted((row for row in own if row in placed),
                         key=lambda row: row["columns"][column])
@@ -35,8 +35,8 @@ def draw(report: Mapping[str, Any], column: str) -> Figure | None:
                       fmt="o", color=colour, capsize=3, label=name)
         for row in points:
             axes.annotate(row["row"].partition(":")[2].strip(),
-                          (row["columns"][column], row["mean"]), (5, 5), fontsize=8,
-                          textcoords="offset points", color=colour)
+                          (row["columns"][column], row["mean"]), (5, 5 - 14 * (place % 2)),
+                          fontsize=8, textcoords="offset points", color=colour)
         for row in own:
             if row not in placed:
                 axes.axhline(row["mean"], color=colour, linestyle="--", linewidth=0.9,
@@ -47,5 +47,5 @@ def draw(report: Mapping[str, Any], column: str) -> Figure | None:
     axes.set_title(report["title"], fontsize=11)
     axes.margins(x=0.15)
     curves.tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

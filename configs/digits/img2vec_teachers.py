@@ -21,7 +21,7 @@ CLASSIFIER = dict(beitv2.BACKBONE, use_abs_pos=True)
 # name: (title, stage of its training or "random", sizes, block whose output is read)
 TEACHERS = {
     "mean": ("classifier by mean patch", "stage:teacher_mean", CLASSIFIER, -1),
-    "early": ("the same, first block", "stage:teacher_mean", CLASSIFIER, 0),
+    "early": ("its first block", "stage:teacher_mean", CLASSIFIER, 0),
     "cls": ("classifier by class token", "stage:teacher_cls", CLASSIFIER, -1),
     "mae": ("MAE", "stage:teacher_mae", MAE_TEACHER, -1),
     "untrained": ("untrained network", "random", CLASSIFIER, -1),

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -18,7 +19,9 @@ KINDS = (
     "mim", "finetune", "train_trace", "dvae", "block_masking", "relpos_index", "posembed_interp",
     "init_stats", "param_groups", "cosine_schedule", "clip_visual", "dino_vit", "vit_other_size",
     "mim_aggregated", "quantizer", "kmeans", "vqkd", "masked_autoencoder", "plain_finetune",
-    "sincos", "resnet", "resnet_from_seed", "retrieval_metrics",
+    "sincos", "resnet", "resnet_from_seed",
+    "multiway", "vqa", "nlvr2", "captioning", "caption_decode", "retrieval", "multiway_classes",
+    "multiway_posembed", "multiway_param_groups", "retrieval_metrics",
 )  # fmt: skip
 
 
@@ -74,8 +77,14 @@ def read(path: pathlib.Path) -> Golden:
 def kind(golden: Golden) -> str:
     """What the file is a test of, by its content; "" if nobody knows."""
     names, config = golden.arrays.keys(), golden.config
-    if "out/tr_r1" in names and "in/image_row_of_caption" in names:
+    if config.get("multiway"):
+        return multiway_kind(names)
+    if "in/image_row_of_caption" in names:
         return "retrieval_metrics"
+    if any(name.endswith("/head_lr_weight_20") for name in names):
+        return "multiway_param_groups"
+    if any(re.fullmatch(r"in/\d+to\d+", name) for name in names):
+        return "multiway_posembed"
     if "out/losses" in names and "steps" in config:
         return "train_trace"
     if "in/noise" in names and "out/latent" in names:
@@ -119,6 +128,23 @@ def kind(golden: Golden) -> str:
     if "cases" in config and any(name.startswith("out/case") for name in names):
         return "cosine_schedule"
     return ""
+
+
+def multiway_kind(names) -> str:
+    """The same for files of BEiT-3: the inputs tell the use."""
+    if "in/image2" in names:
+        return "nlvr2"
+    if "in/forced_ids" in names:
+        return "caption_decode"
+    if "in/masked_ids" in names:
+        return "captioning"
+    if "param/logit_scale" in names:
+        return "retrieval"
+    if "in/labels" in names:
+        return "vqa"
+    if "in/label" in names:
+        return "multiway_classes"
+    return "multiway"
 
 
 def load(wanted: str) -> list[Golden]:

@@ -1,6 +1,7 @@
 """Schedules, layer-wise rates and the decay mask against the original."""
 
 import dataclasses
+import re
 
 import golden as golden_files
 import jax
@@ -31,27 +32,27 @@ def test_schedules(golden):
 
 
 # every published parameter group is laid out on a tree of tiny leaves with the right rank
-def stand_in(names):
+def stand_in(names, fmt="microsoft"):
     reference = {}
     for name in map(str, names):
-        is_matrix = (name.endswith("weight") and "norm" not in name
+        is_matrix = (name.endswith("weight") and not re.search(r"norm|_ln\.|head\.1\.", name)
                      or name.endswith("bias_table"))
-        shape = (2, 2) if is_matrix else (2,)
-        if name in ("cls_token", "mask_token", "pos_embed"):
+        shape = (2, 2) if is_matrix else () if name == "logit_scale" else (2,)
+        if name.split(".")[-1] in ("cls_token", "mask_token", "pos_embed"):
             shape = (1, 1, 2)
-        if name == "patch_embed.proj.weight":
+        if name.endswith("_embed.proj.weight"):
             shape = (2, 2, 2, 2)
         if name.endswith("qkv.weight"):
             shape = (6, 2)
         reference[name] = np.zeros(shape, np.float32)
-    return convert.unflatten(convert.to_ours(reference, "microsoft"))
+    return convert.unflatten(convert.to_ours(reference, fmt))
 
 
-def by_reference_name(tree, params):
+def by_reference_name(tree, params, fmt="microsoft"):
     """A tree of values per leaf (or per layer) as reference name -> one value."""
     full = jax.tree.map(lambda value, leaf: np.broadcast_to(np.asarray(value), leaf.shape), tree,
                         params)
-    reference = convert.to_reference(convert.flatten(full), "microsoft")
+    reference = convert.to_reference(convert.flatten(full), fmt)
     return {name: np.unique(value) for name, value in reference.items()}
 
 
@@ -69,6 +70,54 @@ def test_parameter_groups(golden, case):
     rates = by_reference_name(optim.layer_multipliers(params, decay), params)
     for name, rate in zip(names, golden.arrays[f"{case}/lr_scale"], strict=True):
         np.testing.assert_allclose(rates[name], rate, rtol=1e-6, err_msg=name)
+
+
+MULTIWAY = [(g, key.removesuffix("/names")) for g in golden_files.load("multiway_param_groups")
+            for key in g.arrays if key.endswith("/names")]
+
+
+@pytest.mark.parametrize(("golden", "use"), MULTIWAY,
+                         ids=lambda v: v if isinstance(v, str) else "")
+def test_parameter_groups_of_beit3(golden, use):
+    names = [str(name) for name in golden.arrays[f"{use}/names"]]
+    params, decay = stand_in(names, "beit3"), golden.config["layer_decay"]
+    options = optim.OptimOptions(learning_rate=1.0)
+    decayed = by_reference_name(optim.decay_mask(params, options), params, "beit3")
+    assert {name: bool(decayed[name]) for name in names} == dict(
+        zip(names, map(bool, golden.arrays[f"{use}/decayed"]), strict=True))
+    assert not any(decayed[name] for name in map(str, golden.arrays[f"{use}/skip"])
+                   if name in decayed)
+    rates = by_reference_name(optim.layer_multipliers(params, decay), params, "beit3")
+    heads = by_reference_name(optim.head_multipliers(params, 20.0), params, "beit3")
+    depth = golden.config["layers"]
+    for name, layer, rate, head in zip(
+            names, *(golden.arrays[f"{use}/{key}"]
+                     for key in ("layer_id", "lr_scale", "head_lr_weight_20")), strict=True):
+        np.testing.assert_allclose(rates[name], rate, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(rates[name], decay ** (depth + 1 - layer), rtol=1e-6)
+        np.testing.assert_array_equal(heads[name], head, err_msg=name)
+
+
+def test_layers_of_the_stack_for_pairs_count_on():
+    shape = jax.ShapeDtypeStruct
+    params = {"embed_positions": {"A": shape((2, 2), np.float32)},
+              "blocks": {"w": shape((3, 2), np.float32)},
+              "vl_blocks": {"w": shape((2, 2), np.float32)}}
+    rates = optim.layer_multipliers(params, 0.5)
+    np.testing.assert_allclose(rates["blocks"]["w"].ravel(), [2**-5, 2**-4, 2**-3])
+    np.testing.assert_allclose(rates["vl_blocks"]["w"].ravel(), [0.25, 0.5])
+    assert rates["embed_positions"]["A"] == 2**-6
+
+
+def test_the_rate_of_the_head_acts_on_updates():
+    params = {"head": {"kernel": np.ones((2, 2), np.float32)},
+              "pooler": {"kernel": np.ones((2, 2), np.float32)}}
+    options = optim.OptimOptions(learning_rate=0.1, schedule="constant", head_rate=20.0,
+                                 weight_decay=0.0)
+    tx, _ = optim.make_optimizer(options, params, 10, 10)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -2.0, rtol=1e-5)
+    np.testing.assert_allclose(updates["pooler"]["kernel"], -0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("depth", "decay", "expected"), [

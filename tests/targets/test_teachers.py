@@ -220,7 +220,9 @@ def test_a_target_without_weights_needs_no_checkpoint_and_takes_none(kind):
     made = teacher_features.make(config, beside=("norm",))
     assert made.frozen == {} and made.flops == 0 and made.grid == (4, 4)
     image = jax.random.randint(jax.random.key(0), (2, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    wanted = TEACHERS[kind](**fields).features({}, image / 255.0)
+    # the student's normalisation, unless the section has its own
+    own = {"mean": config.data.mean, "std": config.data.std} | fields
+    wanted = TEACHERS[kind](**own).features({}, image / 255.0)
     np.testing.assert_allclose(made.tokens({}, {"image": image}), wanted, atol=1e-5)
     for key, value in (("checkpoint", "random"), ("adapt", ("take_encoder",)), ("use_ema", True)):
         config.target = dict(kind=kind, **fields) | {key: value}

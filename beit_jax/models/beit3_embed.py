@@ -1,0 +1,67 @@
+"""What BEiT-3 does with images and positions before its blocks."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from beit_jax.models import layers
+from beit_jax.models.multiway import token_init
+
+
+class Table(nn.Module):
+    """A learned table "embedding" [rows, width]."""
+
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", token_init, (self.rows, self.width))
+
+
+class PositionTables(nn.Module):
+    """One position table per modality, {expert: float32 [rows, width]}."""
+
+    rows: tuple[tuple[str, int], ...]
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        return {name: Table(rows, self.width, name=name)() for name, rows in self.rows}
+
+
+class PatchProjection(nn.Module):
+    """Linear map of each patch; the kernel has the shape of the convolution that it is."""
+
+    patch_size: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image):
+        b, h, w, c = image.shape
+        p = self.patch_size
+        kernel = self.param("kernel", token_init, (p, p, c, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, -1, p * p * c).astype(self.dtype)
+        return layers.matmul(patches, kernel.reshape(p * p * c, -1)) + bias.astype(self.dtype)
+
+
+class VisionEmbed(nn.Module):
+    """image [b, h, w, 3], is_masked bool [b, n] or None -> [b, n + 1, d], class token first."""
+
+    patch_size: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image, is_masked=None):
+        x = PatchProjection(self.patch_size, self.width, self.dtype, name="proj")(image)
+        mask_token = self.param("mask_token", token_init, (1, 1, self.width))
+        cls_token = self.param("cls_token", token_init, (1, 1, self.width))
+        if is_masked is not None:
+            x = jnp.where(is_masked[..., None], mask_token.astype(x.dtype), x)
+        cls = jnp.broadcast_to(cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        return jnp.concatenate([cls, x], axis=1)

@@ -1,0 +1,63 @@
+"""Beam search against trying every sentence, on words that depend on the word before alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beit_jax.models.beam_search import beam_search
+
+FIRST, LAST, MASK, WORDS, LENGTH = 0, 1, 2, 5, 5
+
+
+def search(logits, beams, length_penalty, max_length=LENGTH):
+    """logits [b, v, v]: next word by the word before, of every image."""
+    def step(cache, ids, index):
+        assert ids.shape == (len(logits) * beams, 2)
+        table, words = cache  # the last words, written down as a network would its keys
+        words = words.at[0, :, index].set(ids[:, 0])
+        return table[0, jnp.arange(len(ids)), words[0, :, index]], (table, words)
+
+    cache = (logits[None], jnp.zeros((1, len(logits), max_length), jnp.int32))
+    return jax.jit(lambda: beam_search(
+        step, cache, len(logits), first_id=FIRST, last_id=LAST, mask_id=MASK, beams=beams,
+        max_length=max_length, length_penalty=length_penalty))()
+
+
+def every_sentence(log_p, length_penalty):
+    """(score, words) of all sentences; the longest end with any word, which is lost."""
+    for count in range(LENGTH - 2):
+        for words in itertools.product([w for w in range(WORDS) if w != LAST], repeat=count):
+            path = (FIRST, *words)
+            total = sum(log_p[a, b] for a, b in itertools.pairwise(path))
+            is_longest = count == LENGTH - 3
+            end = log_p[path[-1]].max() if is_longest else log_p[path[-1], LAST]
+            yield (total + end) / (count + 2)**length_penalty, words
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
+def test_a_wide_search_finds_the_best_sentence(length_penalty):
+    logits = 2.0 * jax.random.normal(jax.random.key(4), (6, WORDS, WORDS))
+    found = search(logits, 16, length_penalty)
+    lengths = set()
+    for image, log_p in enumerate(np.asarray(jax.nn.log_softmax(logits))):
+        score, words = max(every_sentence(log_p, length_penalty))
+        ours = np.asarray(found.words[image])[np.asarray(found.is_valid[image])]
+        assert tuple(ours) == words
+        assert found.score[image] == pytest.approx(score, abs=1e-5)
+        lengths.add(len(words))
+    assert len(lengths) > 1 or length_penalty == 2.0
+
+
+def test_one_beam_follows_the_likeliest_word():
+    logits = jnp.zeros((1, WORDS, WORDS)).at[0, FIRST, 3].set(9.0).at[0, 3, 4].set(9.0)
+    found = search(logits.at[0, 4, LAST].set(9.0), 1, 0.6, max_length=8)
+    np.testing.assert_array_equal(found.words[0][:2], [3, 4])
+    assert found.is_valid.sum() == 2
+
+
+def test_a_length_without_room_for_a_word_is_refused():
+    with pytest.raises(ValueError, match="max_length=2 leaves no room for a word"):
+        search(jnp.zeros((1, WORDS, WORDS)), 1, 0.6, max_length=2)
