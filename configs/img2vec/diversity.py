@@ -82,7 +82,8 @@ def teacher(name: str, checkpoint: str, folder: str):
         crop="none", flip=0.0,  # of statistics: the middle of the image, nothing random
         eval_crop_ratio=0.875,  # resize to 256, cut out 224
     )
-    config.target = dict(kind=name) if name in FREE else dict(kind=name, checkpoint=checkpoint)
+    config.target = (dict(kind=name, image_px=224, patch_size=16) if name in FREE
+                     else dict(kind=name, checkpoint=checkpoint))
     if name.startswith("dinov2"):  # 16 x 16 tokens; its own positions are for 518 px
         config.target.update(image_px=224, adapt=("resize_pos_embed_offset",))
     config.eval.update(split="train", limit=NUM_IMAGES)
