@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from beit_jax.models import layers
 from beit_jax.models.beit3_embed import PositionTables, Table, VisionEmbed
 from beit_jax.models.multiway import Block, Cache, Multiway, Routes
-from beit_jax.models.vit import REMAT_POLICIES, patch_grid
+from beit_jax.models.stack import REMAT_POLICIES, scanned
+from beit_jax.models.vit import patch_grid
 
 POSITION_OFFSET = 2  # the first two rows of both position tables are never read
-_UNROLLED_BLOCKS = 12
 _HIDDEN = -1e9  # finite in float32, and softmax gives exactly 0
 
 
@@ -118,14 +118,7 @@ class Beit3(nn.Module):
 
     def stack(self, length: int, ffn_experts: tuple[str, ...]):
         """`length` blocks in a scan; called as `Block`, where `layer` holds arrays [length]."""
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, static_argnums=(5, 6, 7),
-                             policy=REMAT_POLICIES[self.remat])
-        unroll = self.unroll or (length if length <= _UNROLLED_BLOCKS else 1)
-        scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=length,
-                       split_rngs={"params": True, "drop_path": True},
-                       in_axes=(0, *[nn.broadcast] * 5))
+        scan = scanned(Block, length, 5, static=(5, 6, 7), unroll=self.unroll, remat=self.remat)
         return scan(self.num_heads, round(self.width * self.mlp_ratio), self.depth,
                     self.experts if self.is_separate else (), ffn_experts, self.subln,
                     self.initializer, self.epsilon, self.dtype)

@@ -40,12 +40,10 @@ class PatchProjection(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        b, h, w, c = image.shape
-        p = self.patch_size
+        p, c = self.patch_size, image.shape[-1]
         kernel = self.param("kernel", token_init, (p, p, c, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, -1, p * p * c).astype(self.dtype)
+        patches = layers.patchify(image, p).astype(self.dtype)
         return layers.matmul(patches, kernel.reshape(p * p * c, -1)) + bias.astype(self.dtype)
 
 

@@ -53,8 +53,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        b, h, w, c = image.shape
-        p = self.patch_size
+        p, c = self.patch_size, image.shape[-1]
         fan_in = p * p * c
         kernel_init = bias_init = layers.uniform_fan_in(fan_in)  # PyTorch's default, left by BEiT's
         if self.initializer == "pretrain":  # fine-tuning, which always loads it, and MAE's bias
@@ -66,8 +65,7 @@ class PatchEmbed(nn.Module):
         kernel, bias = _Parameters(
             {"kernel": (kernel_init, (p, p, c, self.width)), "bias": (bias_init, (self.width,))},
             name="proj")()
-        patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, -1, fan_in).astype(self.dtype)
+        patches = layers.patchify(image, p).astype(self.dtype)
         return layers.matmul(patches, kernel.reshape(fan_in, -1)) + bias.astype(self.dtype)
 
 

@@ -137,6 +137,17 @@ class Linear(nn.Module):
         return out + self.param("bias", self.bias_init, (self.features,)).astype(out.dtype)
 
 
+def patchify(image, patch_size: int):
+    """Images [b, h, w, c] as patches [b, n, p * p * c], row-major; in each (row, column, channel).
+
+    The patch must divide the image.
+    """
+    b, h, w, c = image.shape
+    p = patch_size
+    patches = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(b, (h // p) * (w // p), p * p * c)
+
+
 def matmul(x, kernel, output_dtype=None, precision=None):
     """x [..., d] @ kernel [d, f] over folded leading axes -> [..., f]; the kernel in x's dtype."""
     out = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype),

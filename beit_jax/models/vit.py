@@ -11,12 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.models import blocks, position
-
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-_UNROLLED_BLOCKS = 12  # a flat program is faster up to here, and compiles much slower beyond
+from beit_jax.models.stack import scanned
 
 
 def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
@@ -106,17 +101,8 @@ class VisionTransformer(nn.Module):
         Args: num_heads: 0: as the backbone's.
         Returns: module with the arguments of `blocks.Block`, where `layer` holds arrays [length].
         """
-        block = blocks.Block
-        if self.remat != "none":
-            if self.remat not in REMAT_POLICIES:
-                raise ValueError(f"model.remat={self.remat!r} is none of none, "
-                                 f"{', '.join(REMAT_POLICIES)}")
-            block = nn.remat(blocks.Block, prevent_cse=False, static_argnums=(4, 5, 6),
-                             policy=REMAT_POLICIES[self.remat])
-        unroll = self.unroll or (length if length <= _UNROLLED_BLOCKS else 1)
-        scan = nn.scan(block, variable_axes={"params": 0}, unroll=unroll, length=length,
-                       split_rngs={"params": True, "drop_path": True},
-                       in_axes=(0, *[nn.broadcast] * 4))
+        scan = scanned(blocks.Block, length, 4, static=(4, 5, 6), unroll=self.unroll,
+                       remat=self.remat)
         return scan(num_heads or self.num_heads, self.mlp_ratio, self.layer_scale_init,
                     self.grid if self.use_rel_pos else None, self.use_k_bias, initializer,
                     self.epsilon, self.dtype, self.attention)

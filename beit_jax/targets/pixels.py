@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from beit_jax.models.layers import patchify
 from beit_jax.targets import preprocess
 
 
@@ -21,12 +22,10 @@ def patch_pixels(image: jax.Array, patch_size: int, *, normalise: bool = False) 
     Returns: float32 [b, n, p * p * 3], patches row-major, within a patch (row, column, channel).
     Raises: ValueError: patch_size does not divide the image.
     """
-    b, h, w, c = image.shape
-    p = patch_size
-    if h % p or w % p:
-        raise ValueError(f"patch_size={p} does not divide images of {h}x{w} pixels")
-    patches = image.astype(jnp.float32).reshape(b, h // p, p, w // p, p, c)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // p) * (w // p), p * p * c)
+    _, h, w, _ = image.shape
+    if h % patch_size or w % patch_size:
+        raise ValueError(f"patch_size={patch_size} does not divide images of {h}x{w} pixels")
+    patches = patchify(image.astype(jnp.float32), patch_size)
     if not normalise:
         return patches
     mean = patches.mean(axis=-1, keepdims=True)

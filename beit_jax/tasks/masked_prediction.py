@@ -143,12 +143,12 @@ def make(config, values_of: Callable, **model_fields) -> contract.Task:
         return {"reconstructions": jnp.concatenate([seen, pasted], axis=2)}
 
     work = flops.masked_autoencoder(model, model.num_patches - mask.num_masked, num_predicted)
-    if target.end_step is not None:
-        target = target._replace(flops=flops.vit(model))
+    # a self-teacher is the student's own encoder on the whole image
+    of_target = flops.vit(model) if target.end_step is not None else target.flops
     return contract.Task(
         init, loss, eval_step, contract.mean_of_sums, frozen=target.frozen, pictures=pictures,
         begin=target.begin, end_step=target.end_step, features=features,
-        flops_per_image=flops.train_step(work, target.flops))
+        flops_per_image=flops.train_step(work, of_target))
 
 
 def spread(values):
