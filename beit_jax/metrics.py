@@ -48,6 +48,11 @@ def token_similarity(features):
     return pairs / (n * (n - 1))
 
 
-def score_of_best(logits, scores):
-    """The score of the class that the logits choose: both [b, C] -> [b], VQA's accuracy."""
-    return jnp.take_along_axis(scores, jnp.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0]
+def score_of_best(logits, targets):
+    """VQA: the soft score of each question's best answer: logits, targets [b, C] -> float32 [b].
+
+    Its mean times 100 is the validation accuracy of BEiT-3. Logits that are no numbers score 0.
+    """
+    best = jnp.argmax(logits, axis=-1)[:, None]
+    score = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), 0.0, score).astype(jnp.float32)

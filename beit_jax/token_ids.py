@@ -24,3 +24,8 @@ def num_ids(num_pieces: int) -> int:
 def table_rows(num_pieces: int) -> int:
     """Rows of the embedding table and of the head: 64,010 of 64,000 pieces."""
     return num_ids(num_pieces) + _UNUSED_ROWS
+
+
+def num_pieces(rows: int) -> int:
+    """Pieces of the tokenizer that a table of so many rows belongs to: 64,000 of 64,010."""
+    return rows - table_rows(0)

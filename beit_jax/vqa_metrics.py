@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4",
@@ -72,16 +71,6 @@ def soft_targets(labels: Sequence[int], scores: Sequence[float], num_answers: in
     targets = np.zeros(num_answers, np.float32)
     targets[np.asarray(labels, np.int64)] = scores
     return targets
-
-
-def score_of_best(logits, targets):
-    """The soft score of each question's best answer: logits, targets [b, C] -> float32 [b].
-
-    Its mean times 100 is the validation accuracy of BEiT-3. Logits that are no numbers score 0.
-    """
-    best = jnp.argmax(logits, axis=-1)[:, None]
-    score = jnp.take_along_axis(targets, best, axis=-1)[:, 0]
-    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), 0.0, score).astype(jnp.float32)
 
 
 def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:

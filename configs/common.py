@@ -16,6 +16,16 @@ VIT = {
     "huge": dict(width=1280, depth=32, num_heads=16, mlp_ratio=4.0),
 }
 
+# Sizes of BEiT-3: its Table 2 and the released files; small is ours, base24 Magneto's (Sec. 7).
+BEIT3 = {
+    "small": dict(width=384, depth=12, num_heads=6, patch_size=16),
+    "base24": dict(width=544, depth=24, num_heads=16, patch_size=16),
+    "base": dict(width=768, depth=12, num_heads=12, patch_size=16),
+    "large": dict(width=1024, depth=24, num_heads=16, patch_size=16),
+    "giant": dict(width=1408, depth=40, num_heads=16, patch_size=14, mlp_ratio=6144 / 1408,
+                  remat="full"),
+}
+
 # What a classifier takes from a pre-trained network, and what it must not silently miss: one shared
 # table becomes one per block, tables and positions are resized to the new grid, the head is new.
 FROM_MIM = dict(
@@ -36,11 +46,15 @@ FROM_CLASSIFIER = dict(
     allow_missing=(r"^head/",),
 )
 
+# What BEiT-3's uses take from its pre-training; each adds the head that is missing.
+FROM_BEIT3 = dict(adapt=("resize_image_positions",), allow_unused=(r"^mlm_head/", r"^mim_head/"))
+BEIT3_VECTORS = (r"^vision_head/", r"^language_head/", r"^logit_scale$")
+
 # `shrink` gives these values to the keys of a section that bear the name.
 TINY = dict(image_px=32, patch_size=8, width=32, depth=2, num_heads=2, vocab_size=32,
             num_masked=6, min_block=4, group_size=4, early_layer=1, head_layers=1,
             decoder_depth=1, code_dim=8, codebook_size=16, decoder_width=32, decoder_num_heads=2,
-            global_hidden=32, fusion_blocks=(0, 1), blocks=2)
+            global_hidden=32, fusion_blocks=(0, 1), blocks=2, vl_layers=1)
 TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=2, blocks_per_group=1)
 
 
@@ -55,8 +69,10 @@ def base() -> ConfigDict:
         matmul_precision="default",
         mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 = all that remain
         data=dict(
-            name="",  # digit_scenes/plain|multi|photo, folder, synthetic, or a TFDS name
-            path="",  # folder: its directory; TFDS: data_dir; digit_scenes: cache directory
+            # digit_scenes/plain|multi|photo, folder, synthetic, karpathy, pairs, documents, vqa,
+            # nlvr2, mixture, or a TFDS name
+            name="",
+            path="",  # folder, images of texts: directory; TFDS: data_dir; digit_scenes: cache
             train_split="train",
             eval_split="validation",
             holdout_per_class=0,
@@ -74,11 +90,23 @@ def base() -> ConfigDict:
             flip=0.5,
             color_jitter=0.0,
             randaugment="",
+            eval_resize="crop",  # crop, squash
             eval_crop_ratio=0.0,  # 0 = 1 for images of at most 32 px or at least 384 px, else 0.875
             fast=False,
             threads=0,
             synthetic_examples=64,
             synthetic_classes=10,
+            text_length=0,  # tokens of a text; 0 = none
+            tokenizer="",  # SentencePiece model
+            text="",  # digit_scenes: captions, questions, statements, sentences; TFDS: a feature
+            captions="drawn",  # drawn, each
+            annotations="",  # files of texts; {split} stands for the split
+            questions="",
+            answers="",
+            answers_min_count=9,
+            skip_defects=False,
+            holdout_images=0,
+            streams=dict(),  # of a mixture
             **HALF_MEAN_STD,
         ),
         model=dict(),
@@ -87,6 +115,7 @@ def base() -> ConfigDict:
         loss=dict(),
         augment=dict(),
         probe=dict(),
+        measure=dict(),
         optim=dict(
             learning_rate=0.0,
             name="adamw",  # adamw, lars
@@ -145,6 +174,29 @@ def choose(variant: str, names: tuple[str, ...]) -> tuple[str, bool]:
     return name, smoke
 
 
+# names of data with texts -> what the toy data calls their kind
+TEXTS = {"karpathy": "captions", "pairs": "captions", "vqa": "questions", "nlvr2": "statements",
+         "documents": "sentences"}
+
+
+def shrink_data(data: ConfigDict) -> None:
+    """Noise images and texts of the same kind in place of the data, 8 to a batch, as they are."""
+    for stream in data.streams.values():
+        stream.text = TEXTS.get(stream.name, stream.get("text", ""))
+        stream.name = "synthetic"
+        stream.update({key: "" for key in ("annotations", "path") if key in stream})
+        if stream.get("text_length"):
+            stream.text_length = 16
+    data.update(text=TEXTS.get(data.name, data.text),
+                name="mixture" if data.streams else "synthetic",
+                path="", annotations="", questions="", answers="", tokenizer="",
+                holdout_images=0,
+                global_batch_size=12 if data.streams else 8, eval_batch_size=0,
+                image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
+    if data.text_length:
+        data.text_length = 16
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same recipe at toy size: the same code paths on noise images, 2 steps, seconds on a CPU.
 
@@ -156,17 +208,20 @@ def shrink(config: ConfigDict) -> ConfigDict:
     if "task" not in config:
         return config
     config.update(total_steps=2, total_epochs=0.0)
-    config.data.update(name="synthetic", path="", global_batch_size=8, eval_batch_size=0,
-                       image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
-    for section in (config.model, config.mask, config.augment, config.loss, config.target,
-                    config.target.get("model", {})):
+    shrink_data(config.data)
+    for section in (config.model, config.mask, config.mask.get("image", {}), config.augment,
+                    config.loss, config.target, config.target.get("model", {})):
         section.update({key: value for key, value in TINY.items() if key in section})
+    if config.data.text_length and "vocab_size" in config.model:
+        config.model.vocab_size = -1  # of the toy texts
     if config.mask.get("cell", 1) > 1:
         config.mask.update(cell=2, num_masked=8)  # two of the four cells
     kind = config.target.get("kind", "")
     if kind == "dvae":
         config.target.update(TINY_DVAE)
         config.data.target_px = 8  # codes stand for 2 px each: a 4 x 4 grid, as the patches'
+    elif kind == "vqkd" and config.data.target_px:
+        config.data.target_px = TINY["image_px"]
     elif kind == "dino_resnet50":
         config.target.update(image_px=64, layers=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem_width=8)
         config.data.target_px = 64  # a token stands for 32 px: a 2 x 2 grid

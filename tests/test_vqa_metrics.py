@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beit_jax import vqa_metrics
+from beit_jax import metrics, vqa_metrics
 
 
 @pytest.mark.parametrize("answer, expected", [
@@ -40,9 +40,9 @@ def test_soft_targets_and_the_score_of_the_best_answer():
                         vqa_metrics.soft_targets([], [], 4)])
     np.testing.assert_allclose(targets, [[0.3, 0, 0, 0.9], [0, 0, 0, 0]])
     logits = jnp.array([[0.0, -1, 1, 2], [1, 0, 0, 0]])
-    np.testing.assert_allclose(vqa_metrics.score_of_best(logits, targets), [0.9, 0])
+    np.testing.assert_allclose(metrics.score_of_best(logits, targets), [0.9, 0])
     broken = jnp.array([[jnp.nan, 0, 0, 0]])  # argmax alone would choose the NaN, worth 0.3
-    assert vqa_metrics.score_of_best(broken, targets[:1]) == 0.0
+    assert metrics.score_of_best(broken, targets[:1]) == 0.0
 
 
 @pytest.mark.parametrize("right, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])

@@ -9,11 +9,30 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so on every start, and helps no image op
 
-from beit_jax.data import digit_scenes_source, folder, synthetic, tfds_source  # noqa: E402
+from beit_jax.data import (  # noqa: E402
+    caption_source,
+    digit_scenes_source,
+    document_source,
+    folder,
+    nlvr2_source,
+    synthetic,
+    tfds_source,
+)
+
+
+def _vqa(options, split: str):
+    from beit_jax.data import vqa_source  # its scores import JAX, which data do without otherwise
+    return vqa_source.load(options, split)
+
 
 SOURCES = {
     "digit_scenes": digit_scenes_source.load,
+    "documents": document_source.load,
     "folder": folder.load,
+    "karpathy": caption_source.load_karpathy,
+    "nlvr2": nlvr2_source.load,
+    "pairs": caption_source.load_pairs,
     "synthetic": synthetic.load,
     "tfds": tfds_source.load,
+    "vqa": _vqa,
 }

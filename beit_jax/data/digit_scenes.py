@@ -69,6 +69,10 @@ CONFIGS = {
     "varied": SceneConfig(),
     "multi": SceneConfig(image_px=64, min_digits=2, max_digits=4, digit_px=(16.0, 31.0),
                          vivid=True, lightness=(0.3, 0.6)),
+    # "multi" as easy as "plain": digits that fill their quarters, all brighter than what is behind
+    "tiles": SceneConfig(image_px=64, min_digits=2, max_digits=4, digit_px=(28.0, 31.0),
+                         vivid=True, lightness=(0.05, 0.15), tint=0.02, rotation_degrees=8.0,
+                         shear=0.1, stretch=0.1),
     "photo": SceneConfig(image_px=64, digit_px=(26.0, 50.0), background="photo", vivid=True),
 }
 

@@ -15,6 +15,7 @@ from beit_jax.data import digit_scenes, scene_text
 
 # variant -> scenes in (train, validation). A larger image or more digits cost more time.
 SIZES = {"plain": (24_000, 2_000), "varied": (40_000, 4_000), "multi": (10_000, 1_000),
+         "tiles": (16_000, 1_000),
          "photo": (10_000, 1_000)}
 VERSION = "1.2.0"  # raise it whenever other scenes come out
 _SEED = 0

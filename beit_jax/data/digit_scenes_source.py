@@ -14,8 +14,10 @@ def cache_dir(path: str = "") -> str:
 def load(options, split: str) -> Source:
     """A split of a variant; makes the data set first where it is not there yet (under a minute).
 
-    Labels are digits; scenes of several digits ("multi") have label -1.
-    Raises: ValueError: unknown variant or split. OSError: the cache folder cannot be written.
+    Labels are digits; scenes of several digits ("multi") have label -1. `options.text` says which
+    of the scenes' sentences are read.
+    Raises: ValueError: unknown variant, split or kind of text. OSError: the cache folder cannot be
+      written.
     """
     variant = options.name.partition("/")[2] or "plain"
     digit_scenes.find_config(variant)
@@ -24,4 +26,9 @@ def load(options, split: str) -> Source:
                            f"{', '.join(digit_scenes.SPLITS)}")
     from beit_jax.data import digit_scenes_builder, tfds_source  # TensorFlow: seconds to import
     data_dir = digit_scenes_builder.prepare(variant, cache_dir(options.path))
-    return tfds_source.read_prepared(data_dir, split, f"digit_scenes/{variant} in {data_dir}")
+    what = f"digit_scenes/{variant} in {data_dir}"
+    if not options.text:
+        return tfds_source.read_prepared(data_dir, split, what)
+    from beit_jax.data import digit_scenes_text
+    return digit_scenes_text.load(data_dir, split, what, options.text, options.tokenizer,
+                                  options.text_length)

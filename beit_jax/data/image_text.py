@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from beit_jax.data import annotations
+from beit_jax.data.source import MissingSplit
 
 
 class Captioned(NamedTuple):
@@ -25,9 +26,9 @@ def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
       splits: those that are wanted: ("train", "restval") for training on COCO, ("test",), ...
       skip_defects: True leaves out entries with a defect, and says so in the log.
     Returns: in the file's order.
-    Raises: FileNotFoundError: no such file or folder. ValueError: another layout, no image of
-      these splits, or without `skip_defects` an id or a file that occurs twice, an image that is
-      not on disk, an empty caption, an image without captions.
+    Raises: FileNotFoundError: no such file or folder. MissingSplit: no image of these splits.
+      ValueError: another layout, or without `skip_defects` an id or a file that occurs twice, an
+      image that is not on disk, an empty caption, an image without captions.
     """
     images = annotations.field(annotations.read_json(path), "images", path, "the top level")
     known = set()
@@ -45,8 +46,8 @@ def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
         captions = [annotations.field(s, "raw", path, where) for s in sentences]
         found.add(f"{where} ({name})", image_id, name, captions)
     if not found.seen:
-        raise ValueError(f"{path} has no image of split {', '.join(splits)}; it has "
-                         f"{', '.join(sorted(known)) or 'none'}")
+        raise MissingSplit(f"{path} has no image of split {', '.join(splits)}; it has "
+                           f"{', '.join(sorted(known)) or 'none'}: set config.data.eval_split")
     annotations.settle(path, found.defects, skip_defects)
     return found.records
 

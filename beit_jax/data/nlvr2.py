@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from beit_jax.data import annotations
 
-_LABELS = {"True": 1, "False": 0}
+CLASS_NAMES = ("False", "True")
+_LABELS = {name: label for label, name in enumerate(CLASS_NAMES)}
 
 
 class Statement(NamedTuple):

@@ -1,9 +1,15 @@
 """What a config says about its data, checked before anything is read."""
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from beit_jax.data.text_ops import Tokenizer
 
 CROPS = ("resized", "resized_once", "pad", "none", "dvae")
 FILTERS = ("bilinear", "bicubic", "lanczos3")
+CAPTIONS = ("drawn", "each")
+EVAL_RESIZES = ("crop", "squash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,11 +17,12 @@ class DataOptions:
     """`config.data`. Sizes in pixels.
 
     Attributes:
-      name: "digit_scenes/plain", "/varied", "/multi" or "/photo", "folder", "synthetic", or a
-        TFDS name.
+      name: "digit_scenes/plain", "/varied", "/multi" or "/photo", "folder", "synthetic",
+        "karpathy", "pairs", "documents", "vqa", "nlvr2", "mixture", or a TFDS name.
       path: folder of images, or TFDS data_dir; for digit_scenes the cache, by default
         $BEIT_JAX_DATA, else ~/.cache/beit_jax.
-      train_split, eval_split: what the source calls them.
+      train_split, eval_split: what the source calls them; sources with files of texts join
+        several: "train+restval".
       holdout_per_class: > 0 takes the last so many training examples of each class for validation.
       examples_per_class: > 0 trains on so many of each class, chosen by `subset_seed`.
       global_batch_size: examples in a step over all processes.
@@ -29,13 +36,30 @@ class DataOptions:
       interpolation: resampling of the first view: "bilinear", "bicubic", "lanczos3".
       flip: probability of mirroring.
       color_jitter: strength, 0 = off; without effect where RandAugment is on.
-      randaugment: "" or "rand-m9-mstd0.5-inc1".
+      randaugment: "", "rand-m9-mstd0.5-inc1" or, for images with texts, "vl-m7".
+      eval_resize: "crop", or "squash": evaluation resizes the whole image to a square, without
+        cutting anything off (BEiT-3's tasks with texts).
       eval_crop_ratio: evaluation resizes the short side to int(image_px / ratio) and cuts out the
         middle; 0 = 1 for images of at most 32 px or at least 384 px, else 0.875.
       fast: True skips antialiasing and takes the fast inverse DCT: half the cost, other pixels.
       mean, std: normalisation on the device; its mean is RandAugment's fill colour.
       threads: threads for decoding and augmentation; 0 = one for each core.
       synthetic_examples, synthetic_classes: size of the "synthetic" data.
+      text_length: tokens of a text with <s> and </s>; 0 = no text is read.
+      tokenizer: SentencePiece model file; digit_scenes makes its own where this is "".
+      text: digit_scenes: "captions", "questions", "statements" or "sentences" (texts alone); a
+        TFDS name: the feature that holds the texts, "captions/text"; "" = no text.
+      captions: "drawn" (an image is an example, with one of its captions drawn at each visit) or
+        "each" (every caption is an example); evaluation always gives all captions of an image.
+      annotations: file of texts; "{split}" in it stands for the split, as in `path` and
+        `questions`. questions: VQA's questions.
+      answers: VQA's list of answers; "" = made of the training splits' annotations, of the
+        answers that `answers_min_count` questions have.
+      skip_defects: True leaves out entries with a defect and names them in the log.
+      holdout_images: VQA: > 0 keeps so many images of the last training split out of training;
+        split "holdout" has their questions.
+      streams: "mixture": name of each stream -> its keys of this section, which win over those
+        here, and `share`, its part of the batch.
     Raises: ValueError: a value that nothing could be done with.
     """
     name: str
@@ -57,6 +81,7 @@ class DataOptions:
     flip: float = 0.5
     color_jitter: float = 0.0
     randaugment: str = ""
+    eval_resize: str = "crop"
     eval_crop_ratio: float = 0.0
     fast: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -64,6 +89,17 @@ class DataOptions:
     threads: int = 0
     synthetic_examples: int = 64
     synthetic_classes: int = 10
+    text_length: int = 0
+    tokenizer: str = ""
+    text: str = ""
+    captions: str = "drawn"
+    annotations: str = ""
+    questions: str = ""
+    answers: str = ""
+    answers_min_count: int = 9
+    skip_defects: bool = False
+    holdout_images: int = 0
+    streams: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         def require(is_right, key, what):
@@ -74,7 +110,7 @@ class DataOptions:
         require(self.global_batch_size > 0, "global_batch_size", "it must be positive")
         require(self.image_px > 0, "image_px", "it must be positive")
         for key in ("holdout_per_class", "examples_per_class", "eval_batch_size", "target_px",
-                    "threads", "color_jitter"):
+                    "threads", "color_jitter", "holdout_images"):
             require(getattr(self, key) >= 0, key, "it must not be negative")
         require(self.crop in CROPS, "crop", f"known: {', '.join(CROPS)}")
         for key in ("interpolation", "target_filter"):
@@ -86,11 +122,23 @@ class DataOptions:
         low, high = self.crop_ratio
         require(0 < low <= high, "crop_ratio", "it needs 0 < low <= high")
         require(0 <= self.flip <= 1, "flip", "it is a probability")
+        require(self.eval_resize in EVAL_RESIZES, "eval_resize",
+                f"known: {', '.join(EVAL_RESIZES)}")
+        require(self.eval_resize == "crop" or not self.eval_crop_ratio, "eval_crop_ratio",
+                "it has no effect with eval_resize=squash; remove it")
         require(0 <= self.eval_crop_ratio <= 1, "eval_crop_ratio", "it lies in 0..1 (0 = choose)")
-        require(self.randaugment == "" or re.fullmatch(r"rand(-[a-z]+[0-9.]+)+", self.randaugment),
-                "randaugment", 'write e.g. "rand-m9-mstd0.5-inc1"')
+        policy = r"((rand|vl)(-[a-z]+[0-9.]+)+)?"
+        require(re.fullmatch(policy, self.randaugment), "randaugment",
+                'write e.g. "rand-m9-mstd0.5-inc1" or "vl-m7"')
         require(min(self.synthetic_examples, self.synthetic_classes) > 0, "synthetic_examples",
                 "it and synthetic_classes must be positive")
+        require(self.text_length == 0 or self.text_length >= 3, "text_length",
+                "it needs room for <s>, a piece and </s>; 0 = no text")
+        require(self.text_length or not self.text, "text", "it needs text_length, e.g. 64")
+        require(self.captions in CAPTIONS, "captions", f"known: {', '.join(CAPTIONS)}")
+        require(self.answers_min_count > 0, "answers_min_count", "it must be positive")
+        require((self.name == "mixture") == bool(self.streams), "streams",
+                'it and name="mixture" belong together')
 
     @property
     def crop_ratio_at_evaluation(self) -> float:
@@ -104,9 +152,22 @@ class DataOptions:
 class DataInfo:
     """What a source holds: numbers of examples, and the names of its classes, if it has any.
 
-    num_eval is 0 where there is no validation split.
+    num_eval is 0 where there is no validation split. vocab_size: rows of a table of its tokens, 0
+    without texts. Of a mixture: sums over its streams, and no classes.
     """
     num_train: int
     num_eval: int
     num_classes: int
     class_names: tuple[str, ...]
+    vocab_size: int = 0
+
+
+class SplitInfo(NamedTuple):
+    """What is known of a split beside its batches.
+
+    records: of example `index` of the batches, records[index]; None where there are none.
+    class_names: () without classes. tokenizer: None without texts.
+    """
+    records: Sequence[Any] | None
+    class_names: tuple[str, ...]
+    tokenizer: Tokenizer | None

@@ -1,6 +1,8 @@
-"""RandAugment with the fifteen operations of the "increasing" set, on uint8 images [h, w, 3].
+"""RandAugment on uint8 images [h, w, 3], with one of two sets of operations.
 
-Source: BEiT fine-tuning; the table of strengths is timm's rand_augment with inc=1.
+"rand": the fifteen of the "increasing" set; "vl": ten for images with a text, no changes of hue.
+Source: BEiT fine-tuning, whose table of strengths is timm's rand_augment with inc=1; of "vl"
+  microsoft/unilm beit3/randaug.py.
 """
 import re
 from typing import NamedTuple
@@ -10,11 +12,13 @@ from beit_jax.data.host_tensorflow import tf
 
 
 class Policy(NamedTuple):
-    """Numbers of a policy such as "rand-m9-mstd0.5-inc1".
+    """Numbers of a policy such as "rand-m9-mstd0.5-inc1" or "vl-m7".
 
+    kind: "rand" or "vl".
     magnitude, magnitude_std: mean and standard deviation of M, which is clipped to 0..10.
     num_ops: operations drawn for an image, with replacement. probability: of doing each.
     """
+    kind: str = "rand"
     magnitude: float = 9.0
     magnitude_std: float = 0.0
     num_ops: int = 2
@@ -22,7 +26,7 @@ class Policy(NamedTuple):
 
 
 def parse(text: str) -> Policy:
-    """Reads timm's notation "rand-m9-mstd0.5-inc1"; n and p are known too.
+    """Reads timm's notation "rand-m9-mstd0.5-inc1", or "vl-m7"; n and p are known too.
 
     Raises: ValueError: another notation, or a policy whose strengths are not the increasing ones.
     """
@@ -38,12 +42,12 @@ def parse(text: str) -> Policy:
             is_increasing = float(match[2]) == 1
         else:
             values[known[match[1]]] = float(match[2])
-    if parts[0] != "rand" or not is_increasing:
+    if parts[0] not in OPERATIONS or is_increasing != (parts[0] == "rand"):
         raise ValueError(f"config.data.randaugment={text!r} is not supported: "
-                         'it must begin with "rand" and contain "inc1"')
+                         'it must begin with "rand" and contain "inc1", or begin with "vl"')
     if "num_ops" in values:
         values["num_ops"] = int(values["num_ops"])
-    return Policy(**values)
+    return Policy(parts[0], **values)
 
 
 def randaugment(image, seed, policy: Policy, fill):
@@ -54,20 +58,22 @@ def randaugment(image, seed, policy: Policy, fill):
       fill: three whole numbers 0..255, the colour that geometric operations let in.
     Returns: uint8 [h, w, 3].
     """
+    operations = OPERATIONS[policy.kind]
+
     @tf.function(autograph=False)  # traced once for all draws: sixteen branches take long to trace
     def apply(image, which, level, sign):
         # One more branch, "nothing", instead of a condition round the switch.
-        branches = [_bind(operation, image, level, sign, fill) for operation in OPERATIONS.values()]
+        branches = [_bind(operation, image, level, sign, fill) for operation in operations.values()]
         return tf.ensure_shape(tf.switch_case(which, [*branches, lambda: image]), image.shape)
 
     draws = tf.random.stateless_uniform([policy.num_ops, 3], seed)
     noise = tf.random.stateless_normal([policy.num_ops], tf.reverse(seed, [0]))
     for i in range(policy.num_ops):
-        which = tf.minimum(tf.cast(draws[i, 0] * len(OPERATIONS), tf.int32), len(OPERATIONS) - 1)
+        which = tf.minimum(tf.cast(draws[i, 0] * len(operations), tf.int32), len(operations) - 1)
         level = policy.magnitude + policy.magnitude_std * noise[i]
         level = tf.clip_by_value(level, 0.0, 10.0)
         sign = tf.where(draws[i, 1] < 0.5, -1.0, 1.0)
-        which = tf.where(draws[i, 2] < policy.probability, which, len(OPERATIONS))
+        which = tf.where(draws[i, 2] < policy.probability, which, len(operations))
         image = apply(image, which, level, sign)
     return image
 
@@ -150,8 +156,23 @@ def _whole(x):
     return tf.cast(x, tf.int32)  # cut off, as Python's int() does
 
 
+def _brighter(function):
+    """A colour operation with factor 0.1 + 0.18 M."""
+    def operation(image, level, sign, fill):
+        del sign, fill
+        return tf.cast(function(tf.cast(image, tf.float32), 0.1 + 0.18 * level), tf.uint8)
+    return operation
+
+
+def _pixels(translate, axis: int):
+    """A shift by M pixels; `translate` knows shares of the side."""
+    def operation(image, level, sign, fill):
+        return translate(image, sign * level / tf.cast(tf.shape(image)[axis], tf.float32), fill)
+    return operation
+
+
 # name -> (image, M, sign, fill) -> image. The order is only the numbering of the draw.
-OPERATIONS = {
+_INCREASING = {
     "AutoContrast": lambda image, m, sign, fill: autocontrast(image),
     "Equalize": lambda image, m, sign, fill: equalize(image),
     "Invert": lambda image, m, sign, fill: 255 - image,
@@ -170,3 +191,22 @@ OPERATIONS = {
     "TranslateY": lambda image, m, sign, fill: geometric.translate_y(
         image, sign * 0.045 * m, fill),
 }
+
+_GREY = (128, 128, 128)  # what geometric operations of "vl" let in, whatever the data's mean
+
+_VISION_LANGUAGE = {
+    "Identity": lambda image, m, sign, fill: image,
+    "AutoContrast": _INCREASING["AutoContrast"],
+    "Equalize": _INCREASING["Equalize"],
+    "Brightness": _brighter(image_ops.brightness),
+    "Sharpness": lambda image, m, sign, fill: sharpness(image, 0.1 + 0.18 * m),
+    "ShearX": lambda image, m, sign, fill: geometric.shear_x(image, sign * 0.03 * m, _GREY),
+    "ShearY": lambda image, m, sign, fill: geometric.shear_y(image, sign * 0.03 * m, _GREY),
+    "TranslateX": lambda image, m, sign, fill: _pixels(geometric.translate_x, 1)(
+        image, m, sign, _GREY),
+    "TranslateY": lambda image, m, sign, fill: _pixels(geometric.translate_y, 0)(
+        image, m, sign, _GREY),
+    "Rotate": lambda image, m, sign, fill: geometric.rotate(image, sign * 3 * m, _GREY),
+}
+
+OPERATIONS = {"rand": _INCREASING, "vl": _VISION_LANGUAGE}

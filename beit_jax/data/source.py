@@ -1,8 +1,11 @@
 """The form in which every data set reaches the pipeline, and the choice of examples from it."""
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from beit_jax.data.text_ops import Tokenizer
+from beit_jax.data.texts import Texts
 
 
 class MissingSplit(ValueError):
@@ -12,17 +15,24 @@ class MissingSplit(ValueError):
 class Source(NamedTuple):
     """One split. Exactly one of `images`, `views`, `read`, `read_many` and `sequence` is there.
 
-    num_examples: examples in the split. class_names: () where there are no classes.
+    num_examples: n, examples in the split. class_names: () where there are no classes.
     labels: int32 [n], -1 = none; or None where a label is known only once its record is read.
     read_labels: () -> labels, by reading every record once; None where `labels` is there, or where
       records come in sequence only.
     images: uint8 [n, h, w, 3], all in memory.
-    views: {"image": uint8 [n, s, s, 3], ...}: finished; nothing is cropped or resized any more.
+    views: {"image": uint8 [n, s, s, 3], ...}: finished; nothing is cropped or resized any more. {}:
+      examples without images.
     read: (int64 scalar tensor) -> encoded image, in TensorFlow.
     read_many: (int64 tensor [b]) -> {"encoded": [b], "label": int32 [b]}, in TensorFlow.
     sequence: (seed) -> tf.data.Dataset of {"encoded", "label"}: one epoch, no random access.
     needs_pil: bool [n], True where TensorFlow's decoders would give wrong pixels; None = nowhere.
     what: for messages: where the data come from.
+    images_per_example: k; with more than one there is an `image_of`.
+    image_of: int64 [n * k]: picture j = example * k + side is number image_of[j] of `images`,
+      `needs_pil`, `read` or `read_many`, several may be the same; None: example i shows number i.
+    texts: of the examples. tokenizer: what made their tokens.
+    arrays: name -> [n, ...], joined to a batch as they are.
+    records: what else is known of each example, [n], for measures that need more than numbers.
     """
     num_examples: int
     class_names: tuple[str, ...]
@@ -35,18 +45,31 @@ class Source(NamedTuple):
     read_many: Callable | None = None
     sequence: Callable | None = None
     needs_pil: np.ndarray | None = None
+    images_per_example: int = 1
+    image_of: np.ndarray | None = None
+    texts: Texts | None = None
+    tokenizer: Tokenizer | None = None
+    arrays: Mapping[str, np.ndarray] = {}
+    records: Sequence[Any] | None = None
 
 
 def subset(source: Source, numbers: np.ndarray) -> Source:
     """Some of the examples, numbered anew from 0; a sequence keeps them in its unshuffled order.
 
-    Args: numbers: int [m], increasing.
+    Args: numbers: int [m], increasing; with an `image_of` they may occur several times.
     """
     def chosen(values):
         return None if values is None else values[numbers]
 
-    changes = dict(num_examples=len(numbers), read_labels=None)
-    changes |= {key: chosen(getattr(source, key)) for key in ("labels", "images", "needs_pil")}
+    records = source.records
+    changes = dict(num_examples=len(numbers), read_labels=None, labels=chosen(source.labels),
+                   texts=None if source.texts is None else source.texts.subset(numbers),
+                   arrays={key: rows[numbers] for key, rows in source.arrays.items()},
+                   records=None if records is None else [records[i] for i in numbers])
+    if source.image_of is not None:
+        pictures = source.image_of.reshape(source.num_examples, -1)
+        return source._replace(**changes, image_of=pictures[numbers].reshape(-1))
+    changes |= {key: chosen(getattr(source, key)) for key in ("images", "needs_pil")}
     if source.views is not None:
         changes["views"] = {key: view[numbers] for key, view in source.views.items()}
     for key in ("read", "read_many"):
@@ -56,6 +79,14 @@ def subset(source: Source, numbers: np.ndarray) -> Source:
         is_chosen = np.isin(np.arange(source.num_examples), numbers)
         changes["sequence"] = lambda seed: _filtered(source.sequence(seed), is_chosen)
     return source._replace(**changes)
+
+
+def each_text(source: Source) -> Source:
+    """Every text as an example; those of one image share it."""
+    example = np.repeat(np.arange(source.num_examples), np.diff(source.texts.first))
+    image_of = np.arange(source.num_examples) if source.image_of is None else source.image_of
+    return subset(source._replace(texts=None, image_of=image_of), example)._replace(
+        texts=source.texts.each())
 
 
 def _renumbered(read: Callable, numbers: np.ndarray) -> Callable:

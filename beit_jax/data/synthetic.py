@@ -4,6 +4,7 @@ import functools
 import numpy as np
 from PIL import Image
 
+from beit_jax.data import synthetic_text
 from beit_jax.data.source import Source
 
 _PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
@@ -15,9 +16,13 @@ def load(options, split: str) -> Source:
 
     A picture is coarse noise over a grey that tells its class. Both views are finished: crops,
     flips and colour have no effect, so that tests of other things start without TensorFlow.
+    `options.text` asks for texts, of the same kinds as those of digit_scenes.
     """
-    return _load(split, options.synthetic_examples, options.synthetic_classes, options.image_px,
-                 options.target_px, options.target_filter)
+    source = _load(split, options.synthetic_examples, options.synthetic_classes, options.image_px,
+                   options.target_px, options.target_filter)
+    if not options.text:
+        return source
+    return synthetic_text.with_text(source, options.text, options.text_length)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """Text into rows of token ids and back, around anybody's SentencePiece model file."""
 
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ class Tokenizer:
       num_pieces: entries of the model file, its own <unk>, <s> and </s> included.
       mask_id: id of <mask>.
       num_ids: ids that can occur, <mask> included.
+      sha256: of the model, 64 hexadecimal digits: equal hashes, equal ids.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
@@ -41,6 +43,7 @@ class Tokenizer:
         if found != (0, 1, 2):
             raise ValueError(f"{name} numbers <unk>, <s>, </s> as {found}, not (0, 1, 2): it was "
                              "made for another network; take BEiT-3's or XLM-R's kind of file")
+        self.sha256 = hashlib.sha256(model).hexdigest()
         self.num_pieces = self._processor.GetPieceSize()
         self.mask_id = token_ids.mask_id(self.num_pieces)
         self.num_ids = token_ids.num_ids(self.num_pieces)

@@ -21,6 +21,8 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
     first, last = int(rows[0]), int(rows[-1]) + 1
     seed = seed % 2**31
     chosen = None if chosen is None else tf.constant(chosen, tf.int64)
+    sides = source.images_per_example  # of each example: they stay neighbours all the way
+    pictures = slice(first * sides, last * sides)
 
     @_as_written
     def choose(step):
@@ -32,14 +34,14 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
         index = index if chosen is None else tf.gather(chosen, index)
         # Drawn for the global batch, then cut: a row's numbers do not depend on the processes.
         of_step = tf.stack([tf.cast(seed, tf.int64), step])
-        seeds = tf.random.stateless_uniform([batch, 2], of_step, None, None, tf.int64)[first:last]
-        return {"index": index, "seed": seeds, "step": step}
+        seeds = tf.random.stateless_uniform([batch * sides, 2], of_step, None, None, tf.int64)
+        return _pictures(index, source) | {"seed": seeds[pictures], "step": step}
 
     @_as_written
     def batch_views(rows_of_step):
         of_step = tf.stack([rows_of_step["step"], tf.cast(seed, tf.int64)])
-        draws = tf.random.stateless_uniform([batch, views.DRAWS], of_step)[first:last]
-        images = tf.gather(in_memory, rows_of_step["index"])
+        draws = tf.random.stateless_uniform([batch * sides, views.DRAWS], of_step)[pictures]
+        images = tf.gather(in_memory, rows_of_step["place"])
         return views.train_batch(images, draws, options) | _labels(labels, rows_of_step)
 
     @_as_written
@@ -64,29 +66,29 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
         dataset = dataset.map(batch_views, num_parallel_calls=threads)
         if options.randaugment:
             dataset = dataset.unbatch().map(augmented, num_parallel_calls=threads)
-            dataset = dataset.batch(last - first, drop_remainder=True)
+            dataset = dataset.batch((last - first) * sides, drop_remainder=True)
     else:
         dataset = _examples(dataset, source, labels)
         dataset = dataset.map(example_views, num_parallel_calls=threads)
-        dataset = dataset.batch(last - first, drop_remainder=True)
-    return _numpy_batches(dataset.map(_finish), threads, source)
+        dataset = dataset.batch((last - first) * sides, drop_remainder=True)
+    return _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
 
 
 def eval_batches(source: Source, options: DataOptions, *, batch, rows):
     """One pass, filled up; see `pipeline.eval_batches`."""
     threads = options.threads or len(os.sched_getaffinity(0))
     first, last = int(rows[0]), int(rows[-1]) + 1
-    num_examples = source.num_examples
+    num_examples, sides = source.num_examples, source.images_per_example
 
     @_as_written
     def choose(step):
         position = step * batch + tf.range(first, last, dtype=tf.int64)
-        return {"index": tf.minimum(position, num_examples - 1),
-                "is_example": position < num_examples}
+        pictures = _pictures(tf.minimum(position, num_examples - 1), source)
+        return pictures | {"is_example": tf.repeat(position < num_examples, sides)}
 
     @_as_written
     def batch_views(rows_of_step):
-        images = tf.gather(in_memory, rows_of_step["index"])
+        images = tf.gather(in_memory, rows_of_step["place"])
         return views.eval_batch(images, options) | _labels(labels, rows_of_step)
 
     @_as_written
@@ -107,8 +109,16 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
     else:
         dataset = _examples(dataset, source, labels)
         dataset = dataset.map(example_views, num_parallel_calls=threads)
-        dataset = dataset.batch(last - first, drop_remainder=True)
-    return _numpy_batches(dataset.map(_finish), threads, source)
+        dataset = dataset.batch((last - first) * sides, drop_remainder=True)
+    return _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
+
+
+def _pictures(index, source: Source):
+    """Examples [b] to their pictures [b * k]: the number of the example, the place of the image."""
+    sides = source.images_per_example
+    picture = tf.reshape(index[:, None] * sides + tf.range(sides, dtype=tf.int64), [-1])
+    place = picture if source.image_of is None else tf.gather(source.image_of, picture)
+    return {"index": tf.repeat(index, sides), "place": place}
 
 
 def _labels(labels, rows):
@@ -123,7 +133,7 @@ def _examples(dataset, source: Source, labels):
     def complete(rows):
         extra = {"label": tf.gather(labels, rows["index"])} if labels is not None else {}
         if source.read_many is not None:
-            extra = source.read_many(rows["index"]) | extra
+            extra = source.read_many(rows["place"]) | extra
         rows = {key: value for key, value in rows.items() if key != "step"}
         return rows | extra
 
@@ -134,10 +144,10 @@ def _examples(dataset, source: Source, labels):
 def _image(source: Source, in_memory, example):
     """What the views start from: pixels, or encoded bytes that TensorFlow decodes rightly."""
     if in_memory is not None:
-        return tf.gather(in_memory, example["index"])
+        return tf.gather(in_memory, example["place"])
     if source.read is None:
         return example["encoded"]
-    encoded = source.read(example["index"])
+    encoded = source.read(example["place"])
     if source.needs_pil is None or not source.needs_pil.any():
         return encoded
 
@@ -146,16 +156,17 @@ def _image(source: Source, in_memory, example):
         image = tf.numpy_function(decode_with_pil, [encoded], tf.uint8, stateful=False)
         return tf.io.encode_png(tf.ensure_shape(image, [None, None, 3]), compression=0)
 
-    return tf.cond(tf.gather(source.needs_pil, example["index"]), odd, lambda: encoded)
+    return tf.cond(tf.gather(source.needs_pil, example["place"]), odd, lambda: encoded)
 
 
-def _finish(batch):
-    """int32 numbers, filler rows marked, seeds dropped."""
-    batch = {key: value for key, value in batch.items() if key != "seed"}
-    is_example = batch.get("is_example", tf.ones_like(batch["index"], tf.bool))
+def _finish(made, sides: int = 1):
+    """Pictures [b * k] to examples: int32 numbers, filler rows marked, seeds dropped."""
+    batch = {key: value if sides == 1 else tf.reshape(value, [-1, sides, *value.shape[1:]])
+             for key, value in made.items() if key.startswith("image")}
+    is_example = made.get("is_example", tf.ones_like(made["index"], tf.bool))
     for key in ("label", "index"):
-        batch[key] = tf.where(is_example, tf.cast(batch[key], tf.int32), -1)
-    return batch | {"is_example": is_example}
+        batch[key] = tf.where(is_example, tf.cast(made[key], tf.int32), -1)[::sides]
+    return batch | {"is_example": is_example[::sides]}
 
 
 def _numpy_batches(dataset, threads: int, source: Source):

@@ -35,6 +35,62 @@ def read(data_dir: str, split: str, what: str, max_pixel_bytes: int, max_file_by
     return _in_sequence(source, builder, split)
 
 
+def read_columns(data_dir: str, split: str, what: str, kinds: dict[str, type]) -> dict[str, list]:
+    """Features other than the image, of all examples of a split, without decoding any image.
+
+    Args: kinds: name of a feature -> str or int; a feature inside a sequence or a dict is
+      "captions/text".
+    Returns: {name: the values of each example, a list}.
+    Raises: MissingSplit. ValueError: no such feature, or one of another kind.
+    """
+    builder = tfds.builder_from_directory(data_dir)
+    _check(builder, split, what)
+    stored = dict(_features(builder.info.features.get_serialized_info()))
+    for name, kind in kinds.items():
+        if name not in stored or (stored[name] == tf.string) != (kind is str):
+            texts = [key for key, dtype in stored.items() if dtype == tf.string]
+            raise ValueError(f"config.data.text={name!r} is no feature with texts of {what}; "
+                             f"these are: {', '.join(texts)}")
+    is_random = builder.info.file_format.value == "array_record"
+    columns = {name: [] for name in kinds}
+    for row in (_records_of if is_random else _sequence_of)(builder, split, kinds):
+        for name, values in row.items():
+            columns[name].append([value.decode() if kinds[name] is str else value
+                                  for value in values])
+    return columns
+
+
+def _features(info, prefix: str = ""):
+    """(name, dtype) of each stored feature; those inside others are "outer/inner"."""
+    for name, inner in info.items():
+        if isinstance(inner, dict):
+            yield from _features(inner, f"{prefix}{name}/")
+        else:
+            yield prefix + name, tf.as_dtype(inner.np_dtype)
+
+
+def _records_of(builder, split: str, kinds: dict[str, type]):
+    """{name: list of values} of each example, read by number."""
+    spec = {name: tf.io.RaggedFeature(tf.string if kind is str else tf.int64)
+            for name, kind in kinds.items()}
+    with ArrayRecordDataSource(builder.info.splits[split].file_instructions) as records:
+        for numbers in _numbers(records):
+            rows = tf.io.parse_example(records.__getitems__(list(numbers)), spec)
+            columns = [values.to_list() for values in rows.values()]
+            yield from (dict(zip(rows, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _sequence_of(builder, split: str, kinds: dict[str, type]):
+    """The same out of TFRecord files, in the order of `_sequence`."""
+    wanted = {}
+    for name in kinds:
+        *outer, inner = name.split("/")
+        functools.reduce(lambda at, key: at.setdefault(key, {}), outer, wanted)[inner] = True
+    for example in _examples(builder, split, None, wanted).as_numpy_iterator():
+        yield {name: np.atleast_1d(functools.reduce(lambda at, key: at[key], name.split("/"),
+                                                    example)).tolist() for name in kinds}
+
+
 def _check(builder, split: str, what: str) -> int:
     """Number of examples of a split that is there and has images."""
     try:
@@ -75,16 +131,20 @@ def _numbers(records):
         yield range(start, min(start + _PORTION, len(records)))
 
 
-def _sequence(builder, split: str, seed: int | None):
-    """TFRecord files in their order on disk, or in the shuffled one of a seed."""
-    wanted = {name: True for name in ("image", "label") if name in builder.info.features}
+def _examples(builder, split: str, seed: int | None, wanted: dict, **decoders):
+    """Some features of TFRecord files, in their order on disk or in the shuffled one of a seed."""
     shuffled = {} if seed is None else {"shuffle_seed": seed, "interleave_cycle_length":
                                         _INTERLEAVED}
-    dataset = builder.as_dataset(
+    return builder.as_dataset(
         split=split, shuffle_files=seed is not None,
-        decoders=tfds.decode.PartialDecoding(
-            wanted, decoders={"image": tfds.decode.SkipDecoding()}),
+        decoders=tfds.decode.PartialDecoding(wanted, decoders=decoders),
         read_config=tfds.ReadConfig(try_autocache=False, enable_ordering_guard=False, **shuffled))
+
+
+def _sequence(builder, split: str, seed: int | None):
+    """Encoded images and labels of TFRecord files."""
+    wanted = {name: True for name in ("image", "label") if name in builder.info.features}
+    dataset = _examples(builder, split, seed, wanted, image=tfds.decode.SkipDecoding())
     none = tf.constant(-1, tf.int64)
     return dataset.map(lambda example: {
         "encoded": example["image"], "label": tf.cast(example.get("label", none), tf.int32)})

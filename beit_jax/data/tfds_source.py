@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from beit_jax.data import annotations, text_files, texts
+from beit_jax.data.image_text import Captioned
 from beit_jax.data.source import Source, held_out, subset, with_labels
 
 _IN_MEMORY_PIXELS = 2**30  # bytes of decoded pixels up to which a data set is held in memory
@@ -15,17 +17,18 @@ def load(options, split: str) -> Source:
 
     Small data sets of one image size are held in memory; array_record files are read by example
     number; TFRecord files are held in memory up to 1 GiB, and read in a fixed order beyond.
-    With `holdout_per_class` the last training examples of each class stand for every other split.
+    With `text` every example has the captions in the feature of this name. With
+    `holdout_per_class` the last training examples of each class stand for every other split.
 
     Raises: FileNotFoundError: not prepared here. MissingSplit: no such split. ValueError: the
       examples have no field "image", or holding out needs labels of files that can only be read
-      in sequence.
+      in sequence; or the same of `text`, no such feature, or an example without text.
     """
     data_dir = _find(options.name, options.path)
     what = f"{options.name} in {data_dir}"
     if not options.holdout_per_class:
-        return read_prepared(data_dir, split, what)
-    source = read_prepared(data_dir, options.train_split, what)
+        return _read(data_dir, split, what, options)
+    source = _read(data_dir, options.train_split, what, options)
     source = with_labels(source, "holdout_per_class")
     return _holdout(source, options.holdout_per_class, split == options.train_split)
 
@@ -35,6 +38,35 @@ def read_prepared(data_dir: str, split: str, what: str) -> Source:
     """A split of a prepared data set; `data_dir` is the folder with dataset_info.json."""
     from beit_jax.data import tfds_reader  # TensorFlow: seconds to import
     return tfds_reader.read(data_dir, split, what, _IN_MEMORY_PIXELS, _IN_MEMORY_FILES)
+
+
+def _read(data_dir: str, split: str, what: str, options) -> Source:
+    return (_read_captions(data_dir, split, what, options) if options.text else
+            read_prepared(data_dir, split, what))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_captions(data_dir: str, split: str, what: str, options) -> Source:
+    """A prepared split with the texts of the feature `options.text`."""
+    source = read_prepared(data_dir, split, what)
+    if source.sequence is not None:
+        raise ValueError(f"config.data.text={options.text!r} needs random access, and {what} can "
+                         "only be read in sequence: prepare it as array_record")
+    from beit_jax.data import tfds_reader
+    column = tfds_reader.read_columns(data_dir, split, what, {options.text: str})[options.text]
+    captions = [tuple(said for said in record if said.strip()) for record in column]
+    annotations.settle(what, [f"example {number} has no text in {options.text}"
+                              for number, said in enumerate(captions) if not said],
+                       options.skip_defects)
+    if not all(captions):
+        numbers = np.flatnonzero([bool(said) for said in captions])
+        source, captions = subset(source, numbers), [captions[number] for number in numbers]
+    tokenizer = text_files.tokenizer_of(options)
+    rows = texts.encode(captions, tokenizer, options.text_length, what)
+    records = [Captioned(number, f"example {number}", said)
+               for number, said in enumerate(captions)]
+    return source._replace(texts=rows._replace(are_captions=True), records=records,
+                           tokenizer=tokenizer)
 
 
 def _holdout(source: Source, per_class: int, is_training: bool) -> Source:

@@ -89,16 +89,22 @@ def augment(view, seed, options: DataOptions):
 
 
 def eval_example(image, options: DataOptions) -> dict:
-    """Views for evaluation of one image, uint8 [h, w, 3] or encoded: the middle, nothing random."""
+    """Views for evaluation of one image, uint8 [h, w, 3] or encoded: nothing is random."""
     if image.dtype == tf.string:
         image = decode(image, options.fast)
-    ratio = options.crop_ratio_at_evaluation
-    return {key: image_ops.resize_and_center_crop(image, size, ratio, method, not options.fast)
+    ratio, antialias = options.crop_ratio_at_evaluation, not options.fast
+    if options.eval_resize == "squash":
+        return {key: image_ops.resize(image, size, size, method, antialias)
+                for key, (size, method) in _sizes(options).items()}
+    return {key: image_ops.resize_and_center_crop(image, size, ratio, method, antialias)
             for key, (size, method) in _sizes(options).items()}
 
 
 def eval_batch(images, options: DataOptions) -> dict:
     """The same for a batch of small images uint8 [b, h, w, 3]."""
+    if options.eval_resize == "squash":
+        return {key: batch_ops.crop_and_resize(images, batch_ops.whole_box(images), size, method)
+                for key, (size, method) in _sizes(options).items()}
     return {key: batch_ops.fit(images, size, options.crop_ratio_at_evaluation, method)
             for key, (size, method) in _sizes(options).items()}
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from absl import logging
 
 from beit_jax import vqa_metrics
@@ -182,3 +183,19 @@ def _answers_by_question(path: str | None, defects: list[str]) -> dict | None:
         if spoken:  # without answers it counts as not annotated
             said.setdefault(number, spoken)
     return said
+
+
+def answer_arrays(questions: Sequence[Question]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What a batch gets of n questions.
+
+    Returns: ({answer_labels int32 [n, k] (-1 = none), answer_scores float32 [n, k]}, the label of
+      the highest score int32 [n], -1 = none); k = most listed answers of a question, at least 1.
+    """
+    most = max([1, *(len(question.labels) for question in questions)])
+    labels = np.full((len(questions), most), -1, np.int32)
+    scores = np.zeros((len(questions), most), np.float32)
+    for row, question in enumerate(questions):
+        labels[row, :len(question.labels)] = question.labels
+        scores[row, :len(question.scores)] = question.scores
+    best = labels[np.arange(len(questions)), scores.argmax(axis=1)]
+    return {"answer_labels": labels, "answer_scores": scores}, best

@@ -51,7 +51,7 @@ def test_splits_share_no_handwriting_and_no_photograph():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="known: plain, varied, multi, photo"):
+    with pytest.raises(ValueError, match="known: plain, varied, multi, tiles, photo"):
         digit_scenes.make_scenes("plane", "train", 1)
     with pytest.raises(ValueError, match="known: train, validation"):
         digit_scenes.make_scenes("plain", "test", 1)

@@ -70,14 +70,14 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 
 
 def test_small_images_of_one_size_are_held_in_memory_with_the_same_pixels(tmp_path, monkeypatch):
-    from beit_jax.data import folder
+    from beit_jax.data import folder, image_table
     for k in range(5):
         _save(tmp_path / "a" / f"{k}.jpg", _picture(k), quality=90)
     options = _options(tmp_path, image_px=12)
     held = pipeline.load(options, "train")
     assert held.images.shape == (5, 16, 20, 3)
     images = _evaluated(options)["image"]
-    monkeypatch.setattr(folder, "_IN_MEMORY", 0)
+    monkeypatch.setattr(image_table, "_IN_MEMORY", 0)
     folder._index.cache_clear()
     folder._load.cache_clear()
     assert pipeline.load(options, "train").images is None
@@ -152,9 +152,9 @@ def test_sixteen_bit_values_are_divided_by_257():
 @pytest.mark.parametrize("check_all", [True, False], ids=["decoded", "heads_and_tails"])
 def test_broken_files_are_skipped_with_their_names_in_the_log(
         tmp_path, caplog, monkeypatch, check_all):
-    from beit_jax.data import folder
+    from beit_jax.data import image_table
     if not check_all:
-        monkeypatch.setattr(folder, "_DECODE_UP_TO", 0)
+        monkeypatch.setattr(image_table, "_DECODE_UP_TO", 0)
     for k in range(3):
         _save(tmp_path / "a" / f"good{k}.png", _picture(k))
     jpeg = _bytes(_picture(size=(64, 64)), "jpeg")

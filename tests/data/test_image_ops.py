@@ -58,11 +58,11 @@ def _reference(name, image, m, sign):
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize("name", randaugment.OPERATIONS)
+@pytest.mark.parametrize("name", randaugment.OPERATIONS["rand"])
 def test_randaugment_operation_is_pils(name, picture):
     image = PICTURES[picture]
     for m, sign in ((8.7, 1.0), (9.3, -1.0)):
-        ours = randaugment.OPERATIONS[name](
+        ours = randaugment.OPERATIONS["rand"][name](
             tf.constant(image), tf.constant(m), tf.constant(sign), FILL)
         error = _error(ours, _reference(name, Image.fromarray(image), m, sign))
         if name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"):
@@ -75,8 +75,8 @@ def test_randaugment_operation_is_pils(name, picture):
 def test_there_are_fifteen_operations_each_drawn_and_done_half_of_the_time(monkeypatch):
     """Operations are replaced by marks; two draws leave (1 - p)^2 of the images untouched."""
     marks = {name: lambda image, m, sign, fill, i=i: image * 16 + tf.cast(i + 1, tf.int32)
-             for i, name in enumerate(randaugment.OPERATIONS)}
-    monkeypatch.setattr(randaugment, "OPERATIONS", marks)
+             for i, name in enumerate(randaugment.OPERATIONS["rand"])}
+    monkeypatch.setitem(randaugment.OPERATIONS, "rand", marks)
     policy = randaugment.parse("rand-m9-mstd0.5-inc1")
 
     @tf.function
@@ -94,7 +94,7 @@ def test_there_are_fifteen_operations_each_drawn_and_done_half_of_the_time(monke
 
 def test_magnitudes_are_normal_around_nine_and_clipped(monkeypatch):
     marks = {"Mark": lambda image, m, sign, fill: tf.zeros_like(image) + sign * m}
-    monkeypatch.setattr(randaugment, "OPERATIONS", marks)
+    monkeypatch.setitem(randaugment.OPERATIONS, "rand", marks)
     policy = randaugment.parse("rand-m9-mstd0.5-inc1-n1-p1")
 
     @tf.function
@@ -107,7 +107,31 @@ def test_magnitudes_are_normal_around_nine_and_clipped(monkeypatch):
     assert np.abs(values).max() <= 10 and abs((values > 0).mean() - 0.5) < 0.06
 
 
-@pytest.mark.parametrize("text", ["rand-m9", "rand-m9-x3-inc1", "augmix-m9-inc1"])
+def test_the_operations_for_images_with_text_are_ten_and_pils():
+    """Magnitude 7: factors 1.36, shear 0.21, 7 pixels, 21 degrees, grey where nothing is."""
+    image, grey = Image.fromarray(PICTURES["photo"]), (128, 128, 128)
+    bicubic = Image.Resampling.BICUBIC
+
+    def affine(*numbers):
+        return image.transform(image.size, Image.Transform.AFFINE, numbers, bicubic, fillcolor=grey)
+
+    theirs = {
+        "Identity": image, "AutoContrast": ImageOps.autocontrast(image),
+        "Equalize": ImageOps.equalize(image),
+        "Brightness": ImageEnhance.Brightness(image).enhance(1.36),
+        "Sharpness": ImageEnhance.Sharpness(image).enhance(1.36),
+        "ShearX": affine(1, 0.21, 0, 0, 1, 0), "ShearY": affine(1, 0, 0, 0.21, 1, 0),
+        "TranslateX": affine(1, 0, 7, 0, 1, 0), "TranslateY": affine(1, 0, 0, 0, 1, 7),
+        "Rotate": image.rotate(21, bicubic, fillcolor=grey)}
+    operations = randaugment.OPERATIONS[randaugment.parse("vl-m7").kind]
+    assert list(operations) == list(theirs)
+    for name, operation in operations.items():
+        ours = operation(tf.constant(PICTURES["photo"]), tf.constant(7.0), tf.constant(1.0), FILL)
+        error = _error(ours, theirs[name])
+        assert error.max() <= 1 and (error > 0).mean() < 0.02, name
+
+
+@pytest.mark.parametrize("text", ["rand-m9", "rand-m9-x3-inc1", "augmix-m9-inc1", "vl-m7-inc1"])
 def test_unknown_policies_are_refused(text):
     with pytest.raises(ValueError, match="config.data.randaugment"):
         randaugment.parse(text)

@@ -179,7 +179,7 @@ def test_describe_counts_examples_and_a_missing_validation_split_is_none():
     (dict(global_batch_size=22), "larger than the 21 training examples"),
     (dict(examples_per_class=8), "has only 7 examples"),
     (dict(name="no_such_data"), "not prepared"),
-    (dict(name="digit_scenes/no_such"), "known: plain, varied, multi, photo"),
+    (dict(name="digit_scenes/no_such"), "known: plain, varied, multi, tiles, photo"),
 ], ids=lambda value: str(value)[:30])
 def test_impossible_requests_are_one_clear_line(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

@@ -173,3 +173,9 @@ def test_wrong_arguments_are_one_line(tokenizer):
         tokenizer.row("red", 2)
     with pytest.raises(ValueError, match="kind 'words' is neither"):
         text_ops.train([], kind="words")
+
+
+@pytest.mark.parametrize("pieces", [123, token_ids.RELEASED_PIECES])
+def test_the_number_of_pieces_follows_from_the_table(pieces):
+    assert token_ids.num_pieces(token_ids.table_rows(pieces)) == pieces
+    assert token_ids.num_pieces(64_010) == token_ids.RELEASED_PIECES

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from text_corpora import WORDS, assert_resumes_and_splits, write_tokenizer
 
 from beit_jax.data import pipeline, tfds_source
 
@@ -25,6 +26,10 @@ def _image(split, number, is_fixed):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def _captions(number):
+    return [f"{WORDS[number % 7]} cat", "the bus", "many"][:1 + number % 3]
+
+
 class Squares(tfds.core.GeneratorBasedBuilder):
     """Noise; config "fixed" has one image size, "mixed" several."""
 
@@ -39,7 +44,9 @@ class Squares(tfds.core.GeneratorBasedBuilder):
             builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
                 "image": tfds.features.Image(shape=(side, side, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(names=["a", "b"]),
-                "extra": tfds.features.Text()}))
+                "extra": tfds.features.Text(),
+                "captions": tfds.features.Sequence({"text": tfds.features.Text(),
+                                                    "id": np.int64})}))
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in NUM}
@@ -47,7 +54,8 @@ class Squares(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         for i in range(NUM[split]):
             yield i, {"image": _image(split, i, self.builder_config.name == "fixed"),
-                      "label": i % 2, "extra": "unused"}
+                      "label": i % 2, "extra": "" if i == 3 else "red dog",
+                      "captions": [{"text": said, "id": i} for said in _captions(i)]}
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +168,65 @@ def test_what_is_not_prepared_says_where_it_looked_and_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="looked in .*imagenet2012.*tfds build") as error:
         pipeline.describe(options)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def captioned(options, tmp_path_factory):
+    tfds_source._read_captions.cache_clear()
+    yield dataclasses.replace(options, text="captions/text", text_length=8,
+                              tokenizer=write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    tfds_source._read_captions.cache_clear()
+
+
+def _is_sequence(options):
+    return "tfrecord" in options.path and tfds_source._IN_MEMORY_FILES == 0
+
+
+def test_captions_belong_to_their_images(captioned):
+    if _is_sequence(captioned):
+        with pytest.raises(ValueError, match="text='captions/text' needs random access"):
+            pipeline.describe(captioned)
+        return
+    info = pipeline.describe(captioned)
+    assert (info.num_train, info.num_eval, info.vocab_size) == (23, 9, 90)
+    assert_resumes_and_splits(captioned)
+    split = pipeline.split_info(captioned)
+    batch = next(pipeline.eval_batches(captioned))
+    for row, index in enumerate(batch["index"]):
+        said = [split.tokenizer.decode(ids) for ids in batch["text"][row]]
+        assert said[:1 + index % 3] == list(split.records[index].captions) == _captions(index)
+        assert split.records[index].image_id == index
+        if _is_fixed(captioned):
+            np.testing.assert_array_equal(batch["image"][row], _image("test", index, True))
+
+
+def test_every_caption_of_a_prepared_set_may_be_an_example(captioned):
+    if _is_sequence(captioned):
+        return
+    options = dataclasses.replace(captioned, captions="each")
+    counts = [1 + i % 3 for i in range(23)]
+    assert pipeline.describe(options).num_train == sum(counts)
+    batches = list(itertools.islice(pipeline.train_batches(options, seed=0), sum(counts) // 4))
+    decode = pipeline.split_info(options, "train").tokenizer.decode
+    shown = [(image.tobytes(), decode(text), label) for batch in batches for image, text, label in
+             zip(batch["image"], batch["text"], batch["label"], strict=True)]
+    assert len(set(shown)) == len(batches) * 4
+    if _is_fixed(options):
+        assert set(shown) <= {(_image("train", i, True).tobytes(), said, i % 2)
+                              for i in range(23) for said in _captions(i)}
+    held = dataclasses.replace(options, holdout_per_class=3, examples_per_class=0)
+    assert pipeline.describe(held).num_eval == 6
+
+
+def test_a_feature_without_texts_and_an_example_without_are_one_line(captioned):
+    if _is_sequence(captioned):
+        return
+    for feature in ("label", "caption"):
+        with pytest.raises(ValueError, match=f"text='{feature}' is no feature with texts .*"
+                                             "captions/text"):
+            pipeline.describe(dataclasses.replace(captioned, text=feature))
+    with pytest.raises(ValueError, match="example 3 has no text in extra.*skip_defects"):
+        pipeline.describe(dataclasses.replace(captioned, text="extra"))
+    options = dataclasses.replace(captioned, text="extra", skip_defects=True)
+    info = pipeline.describe(options)
+    assert (info.num_train, info.num_eval) == (22, 8)

@@ -1,0 +1,91 @@
+"""VQAv2: `config.data.name="vqa"`; an example is a question, its classes are the listed answers."""
+
+import functools
+import os
+
+import numpy as np
+from absl import logging
+
+from beit_jax.data import image_table, text_files, texts, vqa
+from beit_jax.data.source import MissingSplit, Source
+
+_HOLDOUT = "holdout"
+_HOLDOUT_SEED = 0  # fixed: which images are held out never depends on a run
+
+
+@functools.lru_cache(maxsize=4)
+def load(options, split: str) -> Source:
+    """Questions of the files that `options.questions` and `annotations` mean.
+
+    Questions without any listed answer are dropped from training, and kept otherwise. Splits whose
+    names begin with "test" need no annotations.
+    Raises: as `vqa.read`, `image_table.with_images`; MissingSplit: no such file, or "holdout"
+      without `holdout_images`.
+    """
+    text_files.require(options, "questions", "annotations", "path")
+    answers = _answer_list(options)
+    logging.info("%d answers to choose among, SHA-256 %s (VQAv2's list has %d)", len(answers),
+                 vqa.list_hash(answers), vqa.VQAV2_ANSWERS)
+    if split == _HOLDOUT:
+        last = text_files.parts_of(options.train_split)[-1]
+        held_out = _held_out(options, last)
+        records = [question for question in _read(options, last, answers, drop_unlisted=False)
+                   if question.image in held_out]
+    else:
+        records = _joined(options, split, answers)
+    tokenizer = text_files.tokenizer_of(options)
+    arrays, labels = vqa.answer_arrays(records)
+    source = Source(len(records), answers, f"{options.questions} ({split})", labels=labels,
+                    texts=texts.encode([[record.question] for record in records], tokenizer,
+                                       options.text_length, options.questions),
+                    tokenizer=tokenizer, arrays=arrays, records=records)
+    return image_table.with_images(source, [record.image for record in records],
+                                   options.skip_defects)
+
+
+def _joined(options, split: str, answers: tuple[str, ...]) -> list[vqa.Question]:
+    """All questions of a split; of the training split those of images that are not held out."""
+    is_training = split == options.train_split
+    records = [question for part in text_files.parts_of(split)
+               for question in _read(options, part, answers, drop_unlisted=is_training)]
+    if not (is_training and options.holdout_images):
+        return records
+    held_out = _held_out(options, text_files.parts_of(split)[-1])
+    return [question for question in records if question.image not in held_out]
+
+
+def _read(options, part: str, answers: tuple[str, ...], *, drop_unlisted: bool):
+    """The questions of one split's files."""
+    questions = text_files.file_of(options, "questions", part)
+    try:
+        annotations = text_files.file_of(options, "annotations", part)
+    except MissingSplit:
+        if not part.startswith("test"):
+            raise
+        annotations = None
+    return vqa.read(questions, annotations, text_files.folder_of(options, part), answers,
+                    drop_unlisted=drop_unlisted, skip_defects=options.skip_defects)
+
+
+@functools.lru_cache(maxsize=4)
+def _answer_list(options) -> tuple[str, ...]:
+    """The list of `options.answers`, or the one that the training splits' annotations give."""
+    if options.answers:
+        return vqa.read_answer_list(os.path.expanduser(options.answers))
+    paths = [text_files.file_of(options, "annotations", part)
+             for part in text_files.parts_of(options.train_split)]
+    return vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
+
+
+@functools.lru_cache(maxsize=1)
+def _held_out(options, part: str) -> set[str]:
+    """The images of one split that are kept out of training, by their paths."""
+    if not options.holdout_images:
+        raise MissingSplit('split "holdout" needs config.data.holdout_images, e.g. 1000')
+    images = sorted({question.image
+                     for question in _read(options, part, (), drop_unlisted=False)})
+    if options.holdout_images >= len(images):
+        raise ValueError(f"config.data.holdout_images={options.holdout_images} leaves nothing of "
+                         f"{part} to train on, which has {len(images)} images")
+    rng = np.random.default_rng(_HOLDOUT_SEED)
+    return set(rng.choice(images, options.holdout_images, replace=False).tolist())
