@@ -63,8 +63,12 @@ class MaskOptions:
 
     def draw_for(self, index, grid: tuple[int, int]):
         """A mask per example number int [b], the same at every evaluation: bool [b, n]."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
-        return self.draw(keys, grid)
+        return self.draw(keys_of(index), grid)
+
+
+def keys_of(index):
+    """A PRNG key per example number int [b], the same at every evaluation."""
+    return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(index)
 
 
 def check_counts(grid: tuple[int, int], num_masked: int, min_block: int) -> None:

@@ -28,7 +28,8 @@ class ReportOptions:
       scale: the metric is multiplied by it.
       digits: after the decimal point.
       columns: {title: metric}: further numbers of the same stages, or {title: {metric, scale,
-        stages: {row: stages}}} where they were measured in others. "-": not measured there.
+        stages: {row: stages}}} where they were measured in others; with the spread behind, where
+        there are several. "-": not measured there.
       sort: rows by the metric, "ascending" or "descending"; "": as written.
     Raises: ValueError: a value that nothing could be done with.
     """
@@ -105,8 +106,8 @@ def summarise(report: Mapping[str, Any], results: Mapping[str, Mapping[str, floa
       report: see `ReportOptions`.
       results: {stage: metrics}.
     Returns: one dict a row: row, group, mean, spread (standard deviation, n - 1; None for one
-      run), n, values, groups: {group: mean}, and columns: {title: mean, or None where nothing was
-      measured}.
+      run), n, values, groups: {group: mean}, columns: {title: mean, or None where nothing was
+      measured}, and of those the spreads of columns that name stages of their own.
     Raises: ValueError: a stage or metric that is not there.
     """
     opts = read(report, results)
@@ -124,11 +125,15 @@ def summarise(report: Mapping[str, Any], results: Mapping[str, Mapping[str, floa
         means = {group: statistics.fmean(numbers) for group, numbers in values.items()}
         best = max(means, key=lambda group: sign * means[group])
         numbers = values[best]
-        columns = {title: _mean_of(column, column.stages.get(row, groups[best]), results)
-                   for title, column in opts.columns.items()}
-        table.append({"row": row, "group": best, "mean": means[best],
-                      "spread": statistics.stdev(numbers) if len(numbers) > 1 else None,
-                      "n": len(numbers), "values": numbers, "groups": means, "columns": columns})
+        measured = {title: _values_of(column, column.stages.get(row, groups[best]), results)
+                    for title, column in opts.columns.items()}
+        table.append({
+            "row": row, "group": best, "mean": means[best], "spread": _spread(numbers),
+            "n": len(numbers), "values": numbers, "groups": means,
+            "columns": {title: statistics.fmean(of_column) if of_column else None
+                        for title, of_column in measured.items()},
+            "spreads": {title: _spread(of_column) for title, of_column in measured.items()
+                        if row in opts.columns[title].stages}})
     for title, column in opts.columns.items():
         if all(row["columns"][title] is None for row in table):
             looked = [stage for row in table for stage in _listed(
@@ -141,12 +146,16 @@ def summarise(report: Mapping[str, Any], results: Mapping[str, Mapping[str, floa
     return table
 
 
-def _mean_of(column: Column, stages: Any, results: Mapping[str, Mapping[str, float]],
-             ) -> float | None:
-    """A column's number for one row; None where none of its stages measured it."""
-    values = [results[stage][column.metric] for stage in _listed(stages)
-              if column.metric in results[stage]]
-    return statistics.fmean(values) * column.scale if values else None
+def _values_of(column: Column, stages: Any, results: Mapping[str, Mapping[str, float]],
+               ) -> list[float]:
+    """A column's numbers for one row, of those stages that measured it."""
+    return [results[stage][column.metric] * column.scale for stage in _listed(stages)
+            if column.metric in results[stage]]
+
+
+def _spread(values: list[float]) -> float | None:
+    """Standard deviation, n - 1; None of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
@@ -175,8 +184,10 @@ def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
         heads.append(title)
         column = [row["columns"][title] for row in rows]
         whole = all(value is None or value == round(value) for value in column)
-        for line, value in zip(cells, column):
-            line.append("-" if value is None else f"{value:.{0 if whole else opts.digits}f}")
+        for line, row, value in zip(cells, rows, column):
+            spread = row["spreads"].get(title)
+            line.append("-" if value is None else f"{value:.{0 if whole else opts.digits}f}"
+                        + ("" if spread is None else f" ± {spread:.{opts.digits}f}"))
     table = rich.table.Table(title=opts.title)
     for i, name in enumerate(heads):
         # where many columns do not fit, settings are broken, names are not

@@ -4,6 +4,7 @@ All draws are functions of a key alone. A text hides as many tokens as its lengt
 fixed number of slots, so that shapes are static whatever the lengths.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -32,6 +33,17 @@ class HiddenText(NamedTuple):
     is_hidden: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class HideOptions:
+    """What a config says of hiding words: see `hide_content`, `hide_caption`."""
+
+    rate: float
+    corruption: tuple[float, float, float] = BERT
+
+    def __post_init__(self):
+        check(self.rate, self.corruption)
+
+
 def check(rate: float, corruption: tuple[float, float, float]) -> None:
     """Refuses settings that mean nothing. Raises: ValueError: naming the values."""
     if not 0 < rate <= 1:
@@ -44,6 +56,11 @@ def check(rate: float, corruption: tuple[float, float, float]) -> None:
 def num_slots(length: int, rate: float) -> int:
     """Slots that `hide_content` makes: the most it can hide in rows of `length` tokens."""
     return int(_content_counts(length, rate).max())
+
+
+def num_caption_slots(length: int, rate: float) -> int:
+    """The same of `hide_caption`."""
+    return int(_caption_counts(length, rate).max())
 
 
 def hide_content(keys, text, is_valid, *, rate: float, num_pieces: int,
@@ -84,9 +101,7 @@ def hide_caption(keys, text, is_valid, *, rate: float, num_pieces: int,
     """
     check(rate, corruption)
     is_candidate = is_valid & ~jnp.isin(text, jnp.array((token_ids.BOS, token_ids.PAD)))
-    # by the number of candidates, which is one less than that of tokens
-    counts = np.array([0] + [max(1, min(_rounded(rate * (n + 1)), n))
-                             for n in range(1, text.shape[1])])
+    counts = _caption_counts(text.shape[1], rate)
     last = token_ids.mask_id(num_pieces)
     return _hide(keys, text, is_candidate, counts, corruption, (token_ids.UNKNOWN, last), last)
 
@@ -98,6 +113,11 @@ def _rounded(value: float) -> int:
 def _content_counts(length: int, rate: float) -> np.ndarray:
     """How many of n = 0 .. length - 2 pieces are hidden; on the host, in float64: 0.5 rounds up."""
     return np.array([0] + [min(max(_rounded(rate * n), 1), n) for n in range(1, length - 1)])
+
+
+def _caption_counts(length: int, rate: float) -> np.ndarray:
+    """How many of n = 0 .. length - 1 candidates are hidden; <s> is a token, but none of them."""
+    return np.array([0] + [max(1, min(_rounded(rate * (n + 1)), n)) for n in range(1, length)])
 
 
 def _hide(keys, text, is_candidate, counts, corruption, random_ids, mask_id) -> HiddenText:

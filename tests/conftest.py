@@ -10,6 +10,8 @@ import pytest
 TESTS = Path(__file__).parent
 # before jax starts; JAX_PLATFORMS=cuda python -m pytest runs them on a GPU
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# most programs run a few times: not worth XLA's optimisations, which take longer than all the rest
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 sys.path.insert(0, str(TESTS))
 
 
@@ -25,13 +27,12 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def quick_compilation():
-    """Programs that run twice are not worth XLA's optimisations."""
-    import jax
+def optimised():
+    """See tests/compiling.py."""
+    import compiling
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with compiling.optimised():
+        yield
 
 
 @pytest.fixture

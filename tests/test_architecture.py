@@ -10,7 +10,7 @@ FILES = sorted((ROOT / "beit_jax").rglob("*.py"))
 
 PURE = {"options", "augment", "masking", "losses", "dvae_losses", "metrics", "flops", "vectors",
         "checkpoint", "token_ids", "text_masking", "caption_metrics", "caption_words",
-        "vqa_metrics", "retrieval_metrics"}
+        "caption_java", "vqa_metrics", "retrieval_metrics"}
 # what a folder or file may import of beit_jax; a longer name wins over its folder's
 MAY = {
     "options": set(), "augment": set(), "masking": set(), "losses": {"vectors"},
@@ -18,7 +18,8 @@ MAY = {
     "metrics": {"vectors"}, "flops": set(), "checkpoint": set(), "compile_cache": set(),
     "report": {"checkpoint", "options"},
     "token_ids": set(), "text_masking": {"token_ids"},
-    "caption_words": set(), "caption_metrics": {"caption_words"}, "vqa_metrics": set(),
+    "caption_java": set(), "caption_words": set(), "caption_metrics": {"caption_words"},
+    "vqa_metrics": set(),
     "retrieval_metrics": set(), "train_tokenizer": {"token_ids", "data.text_ops"},
     # vqa_metrics: answers are normalised alike where they are read and where they are scored
     "data": {"data", "options", "token_ids", "vqa_metrics"},
@@ -29,7 +30,8 @@ MAY = {
     "tasks": {"tasks", "targets", "models", "data.text_ops", "data.class_lists"}
              | PURE - {"checkpoint"},
     "training": {"training", "tasks", "data", "checkpoint", "models.adapt", "options"},
-    "visualize": {"visualize", "training.metric_writer", "checkpoint"},
+    # data: captions are drawn beside their pictures
+    "visualize": {"visualize", "training.metric_writer", "checkpoint", "data", "options"},
     "main": {"training", "report", "visualize", "checkpoint", "options", "tasks", "data",
              "compile_cache"},
     "plan": {"training", "tasks", "data", "models.adapt", "checkpoint", "options"},

@@ -12,8 +12,6 @@ from test_configs import FILES, flat, get_config, runs_of, with_classes
 from beit_jax import checkpoint, main, tasks
 from beit_jax.training import optim, recipe, state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TARGETS = ("pixels", "hog", "dino", "clip", "ema")
 MASKS = {"mask_40": 0.4, "mask_50": 0.5, "mask_60": 0.6, "mask_80": 0.8, "mask_85": 0.85,
          "mask_90": 0.9}

@@ -63,7 +63,9 @@ def test_columns_stand_beside_the_metric_and_rows_are_sorted_by_it(tmp_path, cap
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| c | norm | 0.100 | - | 1 | - | 196 | - |",
         "| a | ReLU | 0.600 | 0.141 | 2 | - | 49 | 50 |",
-        "| b | norm | 0.900 | - | 1 | 0.800 | 196 | 50 |"]
+        "| b | norm | 0.900 | - | 1 | 0.800 | 196 | 50 ± 35.355 |"]
+    assert [row["spreads"] for row in rows] == [
+        {}, {"probe": None}, {"probe": pytest.approx(1250 ** 0.5)}]
     assert json.loads((tmp_path / "report.json").read_text())["rows"] == rows
     printed = capsys.readouterr().out
     assert "0.800" in printed and printed.index("0.100") < printed.index("0.600")

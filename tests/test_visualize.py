@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from beit_jax.visualize import __main__ as figures
-from beit_jax.visualize import against, curves, diversity
+from beit_jax.visualize import against, captions, curves, diversity
+from configs.beit3 import captioning
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,7 +158,29 @@ def test_a_column_of_the_report_is_an_axis_with_a_series_for_each_kind_of_row(tm
     assert axes.get_xlabel() == "diversity" and axes.get_ylabel() == "eval/validation/top1 [%]"
 
 
-def test_two_points_are_no_figure():
+def test_two_points_and_rows_of_no_kind_are_no_figure():
     report = thesis()
-    report["rows"] = report["rows"][:2]
+    rows = report["rows"]
+    report["rows"] = rows[:2]
     assert against.draw(report, "diversity") is None
+    report["rows"] = [row | {"row": f"row {i}"} for i, row in enumerate(rows)]
+    assert against.draw(report, "diversity") is None
+
+
+def test_written_captions_stand_beside_their_pictures(tmp_path):
+    config = captioning.get_config("smoke")
+    config.data.synthetic_examples = 5
+    run = tmp_path / "run"
+    assert captions.draw(run) is None
+    (run / "predictions" / "validation").mkdir(parents=True)
+    (run / "config.json").write_text(config.to_json())
+    assert captions.draw(run) is None
+    (run / "predictions" / "validation" / "captions.json").write_text(json.dumps(
+        [{"image_id": i, "caption": f"picture number {i}" if i != 3 else ""} for i in range(5)]))
+    figure = captions.draw(run)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["picture number 0", "picture number 1", "picture number 2", "(nothing)",
+                      "picture number 4", "", "", ""]
+    assert [axes.texts[0].get_text() for axes in figure.axes[:2]] == ["a black picture",
+                                                                      "a dark picture"]
+    assert all(len(axes.images) == (i < 5) for i, axes in enumerate(figure.axes))

@@ -36,6 +36,8 @@ class Beit3(nn.Module):
       subln: a norm before the last matrix of each branch (released files).
       final_norm: a norm after the last block; VQA and ImageNet classification have none.
       initializer: "magneto" or "beit", see `multiway.matrix_inits`.
+      init_std: of matrices, tables and tokens at the start. 0.02 suits width 768; at width 128 it
+        keeps the network from learning to see for thousands of steps (docs/beit3.md).
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
       dtype: of matrix products and of the residual stream; parameters stay float32.
       unroll: blocks per step of the compiled scan; 0: all, up to 12 blocks.
@@ -58,6 +60,7 @@ class Beit3(nn.Module):
     subln: bool = True
     final_norm: bool = True
     initializer: str = "magneto"
+    init_std: float = 0.02
     drop_path_rate: float = 0.0
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -103,12 +106,12 @@ class Beit3(nn.Module):
 
     def setup(self):
         self.check()
-        self.vision_embed = VisionEmbed(self.patch_size, self.width, self.dtype)
+        self.vision_embed = VisionEmbed(self.patch_size, self.width, self.init_std, self.dtype)
         rows = {"A": self.num_patches + 1 + POSITION_OFFSET, "B": self.text_positions}
         self.embed_positions = PositionTables(tuple((name, rows[name]) for name in self.experts),
-                                              self.width)
+                                              self.width, self.init_std)
         if "B" in self.experts:
-            self.text_embed = Table(self.vocab_size, self.width)
+            self.text_embed = Table(self.vocab_size, self.width, self.init_std)
         self.blocks = self.stack(self.depth - self.vl_layers, self.experts)
         if self.vl_layers:
             self.vl_blocks = self.stack(self.vl_layers, (*self.experts, "VL"))
@@ -121,7 +124,7 @@ class Beit3(nn.Module):
         scan = scanned(Block, length, 5, static=(5, 6, 7), unroll=self.unroll, remat=self.remat)
         return scan(self.num_heads, round(self.width * self.mlp_ratio), self.depth,
                     self.experts if self.is_separate else (), ffn_experts, self.subln,
-                    self.initializer, self.epsilon, self.dtype)
+                    self.initializer, self.init_std, self.epsilon, self.dtype)
 
     def embed_image(self, image, is_masked=None):
         """Class token and patches without positions: [b, n + 1, d].
@@ -141,7 +144,9 @@ class Beit3(nn.Module):
             raise ValueError("model.modalities=vision has no experts for text: set it to both")
         if self.is_initializing():
             self.vision_embed(jnp.zeros((1, self.image_px, self.image_px, 3)))
-        return jnp.take(self.text_embed(), ids, axis=0).astype(self.dtype)
+        # whole on every device: looked up in a split table, rows would come out split by width
+        table = nn.with_logical_constraint(self.text_embed().astype(self.dtype), (None, None))
+        return jnp.take(table, ids, axis=0)
 
     def check_length(self, num_text: int) -> None:
         """Refuses texts that are too long. Raises: ValueError."""

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from beit_jax.models import layers
-from beit_jax.models.multiway import token_init
+from beit_jax.models.multiway import normal_init
 
 
 class Table(nn.Module):
@@ -14,10 +14,11 @@ class Table(nn.Module):
 
     rows: int
     width: int
+    init_std: float
 
     @nn.compact
     def __call__(self):
-        return self.param("embedding", token_init, (self.rows, self.width))
+        return self.param("embedding", normal_init(self.init_std), (self.rows, self.width))
 
 
 class PositionTables(nn.Module):
@@ -25,10 +26,12 @@ class PositionTables(nn.Module):
 
     rows: tuple[tuple[str, int], ...]
     width: int
+    init_std: float
 
     @nn.compact
     def __call__(self):
-        return {name: Table(rows, self.width, name=name)() for name, rows in self.rows}
+        return {name: Table(rows, self.width, self.init_std, name=name)()
+                for name, rows in self.rows}
 
 
 class PatchProjection(nn.Module):
@@ -36,12 +39,13 @@ class PatchProjection(nn.Module):
 
     patch_size: int
     width: int
+    init_std: float
     dtype: Any
 
     @nn.compact
     def __call__(self, image):
         p, c = self.patch_size, image.shape[-1]
-        kernel = self.param("kernel", token_init, (p, p, c, self.width))
+        kernel = self.param("kernel", normal_init(self.init_std), (p, p, c, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = layers.patchify(image, p).astype(self.dtype)
         return layers.matmul(patches, kernel.reshape(p * p * c, -1)) + bias.astype(self.dtype)
@@ -52,13 +56,16 @@ class VisionEmbed(nn.Module):
 
     patch_size: int
     width: int
+    init_std: float
     dtype: Any
 
     @nn.compact
     def __call__(self, image, is_masked=None):
-        x = PatchProjection(self.patch_size, self.width, self.dtype, name="proj")(image)
-        mask_token = self.param("mask_token", token_init, (1, 1, self.width))
-        cls_token = self.param("cls_token", token_init, (1, 1, self.width))
+        x = PatchProjection(self.patch_size, self.width, self.init_std, self.dtype,
+                            name="proj")(image)
+        mask_token, cls_token = (
+            self.param(name, normal_init(self.init_std), (1, 1, self.width))
+            for name in ("mask_token", "cls_token"))
         if is_masked is not None:
             x = jnp.where(is_masked[..., None], mask_token.astype(x.dtype), x)
         cls = jnp.broadcast_to(cls_token.astype(x.dtype), (x.shape[0], 1, self.width))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from beit_jax.models import layers
 from beit_jax.models.beit import select
 from beit_jax.models.beit3 import Beit3
-from beit_jax.models.multiway import Cache, token_init
+from beit_jax.models.multiway import Cache, normal_init
 from beit_jax.vectors import to_unit
 
 # heads of fine-tuning begin at N(0, 0.02) cut at one sigma
@@ -31,8 +31,8 @@ class Beit3ForCaptioning(Beit3):
 
     def setup(self):
         super().setup()
-        self.mlm_head = layers.Linear(self.vocab_size, kernel_init=token_init, dtype=self.dtype,
-                                      output_dtype=jnp.float32)
+        self.mlm_head = layers.Linear(self.vocab_size, kernel_init=normal_init(self.init_std),
+                                      dtype=self.dtype, output_dtype=jnp.float32)
 
     def __call__(self, image, ids, is_valid, positions=None, *, train: bool = False):
         x = self.encode_pair(image, ids, is_valid, causal_text=True, train=train)
@@ -63,7 +63,8 @@ class Beit3ForPretraining(Beit3):
 
     def setup(self):
         super().setup()
-        linear = dict(kernel_init=token_init, dtype=self.dtype, output_dtype=jnp.float32)
+        linear = dict(kernel_init=normal_init(self.init_std), dtype=self.dtype,
+                      output_dtype=jnp.float32)
         self.mlm_head = layers.Linear(self.vocab_size, **linear)
         self.mim_head = layers.Linear(self.codebook_size, **linear)
 

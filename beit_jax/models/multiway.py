@@ -16,7 +16,11 @@ import jax.numpy as jnp
 from beit_jax.models import layers
 
 INITIALISERS = ("magneto", "beit")
-token_init = nn.initializers.truncated_normal(0.02)  # cut at two sigma
+
+
+def normal_init(std: float) -> Callable:
+    """Normal around 0, cut at two sigma."""
+    return nn.initializers.truncated_normal(std)
 
 
 class Routes(NamedTuple):
@@ -46,22 +50,24 @@ class Inits(NamedTuple):
     outer: Callable
 
 
-def matrix_inits(name: str, depth: int, index) -> Inits:
+def matrix_inits(name: str, depth: int, index, std: float) -> Inits:
     """How the matrices of block `index` (from 0, may be traced) of `depth` begin.
 
     "magneto" multiplies all but queries and keys by sqrt(ln(2 depth)); "beit" divides those that
-    end a branch by sqrt(2 (index + 1)). Both start from N(0, 0.02) cut at two sigma.
+    end a branch by sqrt(2 (index + 1)). Both start from `normal_init(std)`.
     Raises: ValueError: another name.
     Source: Magneto (arXiv 2210.06423), Sec. 3.2; BEiT-3, Sec. 2.3, footnote.
     """
+    plain = normal_init(std)
+
     def times(factor):
-        return lambda key, shape, dtype=jnp.float32: token_init(key, shape, dtype) * factor
+        return lambda key, shape, dtype=jnp.float32: plain(key, shape, dtype) * factor
 
     if name == "magneto":
         gain = times(math.sqrt(math.log(2 * depth)))
-        return Inits(token_init, gain, gain)
+        return Inits(plain, gain, gain)
     if name == "beit":
-        return Inits(token_init, token_init, times(1.0 / jnp.sqrt(2.0 * (index + 1))))
+        return Inits(plain, plain, times(1.0 / jnp.sqrt(2.0 * (index + 1))))
     raise ValueError(f"model.initializer={name!r} is none of {', '.join(INITIALISERS)}")
 
 
@@ -174,13 +180,14 @@ class Block(nn.Module):
     ffn_experts: tuple[str, ...]
     subln: bool
     initializer: str
+    init_std: float
     epsilon: float
     dtype: Any
 
     @nn.compact
     def __call__(self, x, layer, bias, slot, routes: Routes, drop: bool, keep: bool):
         index, rate, cache = layer
-        inits = matrix_inits(self.initializer, self.depth, index)
+        inits = matrix_inits(self.initializer, self.depth, index, self.init_std)
         norm = functools.partial(layers.LayerNorm, self.epsilon)
 
         def residual(x, branch):

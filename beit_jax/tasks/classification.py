@@ -1,7 +1,7 @@
 """Image classification: fine-tuning from a checkpoint, or training from scratch.
 
 Source: BEiT (arXiv 2106.08254), Sec. 2.6 and Table 13; microsoft/unilm
-  beit/run_class_finetuning.py.
+  beit/run_class_finetuning.py. BEiT-3 on ImageNet: microsoft/unilm beit3/README.md.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 from beit_jax import augment, flops, losses, metrics, options
 from beit_jax.data import class_lists
 from beit_jax.models.beit import BeitForClassification
+from beit_jax.models.beit3_heads import Beit3ForClassification
 from beit_jax.tasks import task as contract
 
 
@@ -45,12 +46,13 @@ class TargetOptions:
 def make(config) -> contract.Task:
     """Classifier with label smoothing, random erasing, mixup and cutmix.
 
-    Reads config.model (BeitForClassification), loss, augment, target, data.mean, data.std.
+    Reads config.model, loss, augment, target, data.mean, data.std. config.model.kind chooses the
+    network, which has the section's other keys: "beit" (BeitForClassification, the default) or
+    "beit3" (Beit3ForClassification, its image experts alone).
     Raises: ValueError: values that do not fit together. FileNotFoundError: no such class list.
     """
     contract.check_sections(config, ("model", "loss", "augment", "target"))
-    model = options.build(BeitForClassification, config.model, "config.model",
-                          dtype=contract.compute_dtype(config))
+    model, work = _network(config)
     if model.num_classes < 2:
         raise ValueError(f"model.num_classes={model.num_classes}: classification needs two "
                          "classes or more; does the data set have labels?")
@@ -104,9 +106,28 @@ def make(config) -> contract.Task:
             "count": jnp.sum(weights),
         }
 
-    forward = flops.vit(model) + flops.linear(1, model.width, model.num_classes)
+    forward = work + flops.linear(1, model.width, model.num_classes)
     return contract.Task(init, loss, eval_step, contract.mean_of_sums,
                          flops_per_image=flops.train_step(forward))
+
+
+def _network(config):
+    """The network of config.model, and FLOPs of its forward pass without the head.
+
+    Raises: ValueError: an unknown kind, or values that do not fit together.
+    """
+    section = dict(config.model)
+    kind = section.pop("kind", "beit")
+    build = functools.partial(options.build, section=section, where="config.model",
+                              dtype=contract.compute_dtype(config))
+    if kind == "beit":
+        model = build(BeitForClassification)
+        return model, flops.vit(model)
+    if kind == "beit3":
+        model = build(Beit3ForClassification, modalities="vision")
+        model.check()
+        return model, flops.multiway(model, model.num_patches + 1, 0)
+    raise ValueError(f"config.model.kind={kind!r} is none of beit, beit3")
 
 
 def _kept_classes(choice: TargetOptions, num_classes: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from beit_jax.models.vit import patch_grid
 OF_LOADING = ("checkpoint", "adapt", "use_ema")
 DTYPES = ("float32", "bfloat16")
 # config sections that belong to tasks; each task names those it reads
-TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe")
+TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe", "measure")
 
 
 class Frozen(NamedTuple):
@@ -31,7 +31,7 @@ class Frozen(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a method is to the loop. Everything is pure and may be jitted, except `summarize`.
+    """What a method is to the loop. All is pure and may be jitted, save `summarize`, `judge`.
 
     Attributes:
       init: (key, batch) -> {"params": ..., further collections}.
@@ -40,7 +40,7 @@ class Task(NamedTuple):
         worked off in parts.
       eval_step: (variables, frozen, batch) -> dict of sums over the rows with `is_example`, or of
         rows if `reduce` is "concat".
-      summarize: what eval_step gave, reduced over the split -> dict of floats.
+      summarize: what eval_step gave, reduced over the split -> dict of floats; None with `judge`.
       reduce: "sum" or "concat".
       frozen: name -> Frozen; `loss` and `eval_step` get name -> variables.
       pictures: (variables, frozen, batch, key) -> {"name": uint8 [n, h, w, 3]}, or None.
@@ -51,12 +51,14 @@ class Task(NamedTuple):
       flops_per_image: of one training step, counted as flops.py counts; None: not known.
       features: (variables, frozen, batch) -> float32 [b, f], one vector for each image, by which
         nearest neighbours are found (config.eval.knn); or None.
+      judge: in place of `summarize`, of rows, where data must be asked or predictions are handed
+        in: (rows, data.pipeline.SplitInfo) -> (dict of floats, {file name: text}); or None.
     """
 
     init: Callable
     loss: Callable
     eval_step: Callable
-    summarize: Callable
+    summarize: Callable | None
     reduce: str = "sum"
     frozen: Mapping[str, Frozen] = {}
     pictures: Callable | None = None
@@ -64,6 +66,7 @@ class Task(NamedTuple):
     end_step: Callable | None = None
     flops_per_image: float | None = None
     features: Callable | None = None
+    judge: Callable | None = None
 
 
 def compute_dtype(config) -> Any:

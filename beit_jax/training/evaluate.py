@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -67,14 +68,14 @@ def make_eval_step(task: Task, mesh: Mesh) -> Callable:
     return jax.jit(task.eval_step, out_shardings=NamedSharding(mesh, spec))
 
 
-def evaluate(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping[str, Any],
-             batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> dict[str, float]:
+def collect(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping[str, Any],
+            batches: Iterable[Mapping[str, Any]], mesh: Mesh) -> dict[str, Any]:
     """Runs over one split.
 
     Args:
       eval_step: of `make_eval_step`.
       batches: rows of this process, equally many batches on all; fillers have is_example False.
-    Returns: what `task.summarize` makes of the sums (float64) or of all rows that are examples.
+    Returns: the sums (float64), or all rows that are examples.
     Raises: ValueError: the split is empty.
     """
     variables = variables_of(state)
@@ -82,7 +83,7 @@ def evaluate(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping
     total, late = collections.defaultdict(list), None
     for local in batches:
         batch = sharding.global_batch(local, mesh)
-        result = eval_step(variables, frozen, batch), batch["is_example"]
+        result = eval_step(variables, frozen, batch), batch.get("is_example")
         if late is not None:  # one batch late: the device never waits for the host
             add(total, *late)
         late = result
@@ -90,16 +91,16 @@ def evaluate(task: Task, eval_step: Callable, state: TrainState, frozen: Mapping
         raise ValueError("the evaluation split has no examples: set config.data.eval_split, or "
                          "config.data.holdout_per_class to hold some back")
     add(total, *late)
-    if task.reduce == "sum":
-        return task.summarize({name: np.sum(parts, axis=0) for name, parts in total.items()})
-    return task.summarize({name: np.concatenate(parts) for name, parts in total.items()})
+    join = functools.partial(np.sum, axis=0) if task.reduce == "sum" else np.concatenate
+    return {name: join(parts) for name, parts in total.items()}
 
 
 def make_measure(task: Task, options: EvalOptions, mesh: Mesh) -> Callable:
     """All that is measured: what the task itself evaluates, and nearest neighbours if asked for.
 
-    Returns: (state, frozen, rows) -> dict of floats, which every process must call. `rows` gives
-      batches as for `evaluate`: rows() of the split, rows(split, limit) of another one.
+    Returns: (state, frozen, rows, facts) -> (dict of floats, files as of Task.judge), which every
+      process must call. `rows` gives batches as for `collect`: rows() of the split, rows(split,
+      limit) of another one; facts() what the host knows of the split's examples.
     Raises: ValueError: neighbours of a task without features.
     """
     if options.knn and task.features is None:
@@ -110,19 +111,21 @@ def make_measure(task: Task, options: EvalOptions, mesh: Mesh) -> Callable:
     def feature_rows(variables, frozen, batch):
         return {"feature": task.features(variables, frozen, batch), "label": batch["label"]}
 
-    collecting = task._replace(eval_step=feature_rows, summarize=lambda rows: rows,
-                               reduce="concat")
+    collecting = task._replace(eval_step=feature_rows, reduce="concat")
     feature_step = make_eval_step(collecting, mesh)
 
-    def measure(state, frozen, rows):
-        values = evaluate(task, eval_step, state, frozen, rows(), mesh)
+    def measure(state, frozen, rows, facts):
+        found = collect(task, eval_step, state, frozen, rows(), mesh)
+        values, files = (task.summarize(found), {}) if task.judge is None else task.judge(
+            found, facts())
         if not options.knn:
-            return values
+            return values, files
         bank, queries = (
-            evaluate(collecting, feature_step, state, frozen, batches, mesh)
+            collect(collecting, feature_step, state, frozen, batches, mesh)
             for batches in (rows(options.knn_split, options.knn_bank), rows()))
-        return values | knn.accuracy(bank["feature"], bank["label"], queries["feature"],
-                                     queries["label"], options.knn, options.knn_temperature, mesh)
+        near = knn.accuracy(bank["feature"], bank["label"], queries["feature"], queries["label"],
+                            options.knn, options.knn_temperature, mesh)
+        return values | near, files
 
     return measure
 
@@ -154,7 +157,7 @@ def make_pictures(task: Task, rows: int, mesh: Mesh) -> Callable | None:
     drawn = -(-rows // multiple) * multiple // jax.process_count()
 
     def pictures(state, frozen, local, key):
-        part = {name: values[:drawn] for name, values in local.items()}
+        part = jax.tree.map(lambda values: values[:drawn], dict(local))
         batch = sharding.global_batch(part, mesh)
         images = draw(variables_of(state), frozen, batch, key)
         return {name: np.asarray(values)[:rows] for name, values in images.items()}

@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -71,7 +73,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
         if evaluate_only and checkpoints.latest_step() is None:
             state.check_evaluable(task, opts.init, workdir)
-        job = assemble(config, opts, name, mesh, task, info, checkpoints)
+        job = assemble(config, opts, name, workdir, mesh, task, info, checkpoints)
         if evaluate_only:
             return job.measure(job.state)
         with MetricWriter(workdir, name, job.start, job.total, opts.log) as writer:
@@ -81,7 +83,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
         return result
 
 
-def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoints) -> Job:
+def assemble(config, opts, name: str, workdir: str, mesh, task, info, checkpoints) -> Job:
     """Makes the state, fresh or from the newest checkpoint, and the functions that work on it."""
     total, per_epoch = recipe.lengths(config, opts, info.num_train)
     measure_split = evaluate.make_measure(task, opts.eval, mesh)
@@ -89,8 +91,7 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     batches = pipeline.train_batches(opts.data, seed=opts.seed, start_step=start or 0, **process)
     first = next(batches)
-    shapes = {key: jax.ShapeDtypeStruct((len(rows) * jax.process_count(), *rows.shape[1:]),
-                                        rows.dtype) for key, rows in first.items()}
+    shapes = sharding.global_shapes(first)
     init_key, step_key, frozen_key, draw_key = jax.random.split(jax.random.key(opts.seed), 4)
     begin_key = jax.random.fold_in(init_key, 1)
     frozen = state.load_frozen(task, config, frozen_key, mesh)
@@ -123,7 +124,9 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
     def measure(current) -> dict[str, float]:
         if not has_rows:
             return {}
-        values = measure_split(current, frozen, rows)
+        values, files = measure_split(current, frozen, rows, functools.partial(
+            pipeline.split_info, opts.data, split, limit=opts.eval.limit))
+        recipe.write_predictions(workdir, split, files)
         return {f"eval/{split}/{key}": value for key, value in values.items()}
 
     def draw(current) -> dict[str, Any]:
@@ -133,13 +136,7 @@ def assemble(config, opts: recipe.Recipe, name: str, mesh, task, info, checkpoin
         return draw_pictures(current, frozen, shown, draw_key)
 
     return Job(name, opts, mesh, task, total, per_epoch, checkpoints, start or 0, train_state,
-               frozen, _from_first(first, batches), train_step, rates, measure, draw)
-
-
-def _from_first(first, others: Iterator) -> Iterator:
-    """A looked-at batch, then the others."""
-    yield first
-    yield from others
+               frozen, itertools.chain([first], batches), train_step, rates, measure, draw)
 
 
 def train(job: Job, writer: MetricWriter) -> dict[str, float]:

@@ -11,7 +11,7 @@ import optax
 from beit_jax.training.sharding import path_of
 
 SCHEDULES = ("cosine", "cosine_continuous", "cosine_by_epoch", "constant")
-DECAY_RULES = ("matrices", "not_vectors", "kernels", "all")
+DECAY_RULES = ("matrices", "not_vectors", "kernels", "kernels_and_words", "all")
 # name -> keys of config.optim that only this optimizer reads
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "mu_dtype"), "lars": ("momentum", "trust_coefficient")}
 _POSITIONS = ("pos_embed", "decoder_pos_embed")  # fixed ones have no gradient to oppose a decay
@@ -23,6 +23,7 @@ _BLOCKS = ("blocks", "vl_blocks")  # the scopes of a backbone's blocks, from bel
 _STACKED = {*_BLOCKS, "cls_pt_layers", "decoder_blocks", "block_classifiers"}
 # BEiT-3: its text positions are decayed, as the original's are
 _UNDECAYED_PATHS = ("embed_positions/A/embedding",)
+_WORDS = "text_embed/embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ class OptimOptions:
       accumulation_steps: micro-batches per update (read by training/step.py).
       decay_rule: "matrices" (all but vectors, biases, class token and positions), "not_vectors"
         (all but vectors and positions: class and mask token are decayed), "kernels" (only weights
-        of linear maps and convolutions), "all".
+        of linear maps and convolutions), "kernels_and_words" (these and the table of words: no
+        positions, no tokens; BEiT-3's pre-training), "all".
       decay_rel_pos_bias: whether relative position tables are decayed under the first two.
       ema_decay: of the averaged parameters; 0: none (read by training/step.py).
       b1, b2, eps, mu_dtype: of AdamW: decay of both moments, what is added to the root of the
@@ -165,8 +167,9 @@ def decay_mask(params, options: OptimOptions):
             return False
         if options.decay_rule == "all":
             return True
-        if options.decay_rule == "kernels":
-            return name in ("kernel", "w")
+        if options.decay_rule.startswith("kernels"):
+            is_words = path_of(path) == _WORDS and options.decay_rule == "kernels_and_words"
+            return name in ("kernel", "w") or is_words
         if name == "relative_position_bias_table":
             return options.decay_rel_pos_bias
         kept = _UNDECAYED if options.decay_rule == "matrices" else _POSITIONS

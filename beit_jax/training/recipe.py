@@ -10,7 +10,7 @@ import jax
 
 from beit_jax import options
 from beit_jax.checkpoint import CheckpointOptions, absolute, flatten
-from beit_jax.data.pipeline import DataOptions
+from beit_jax.data import pipeline
 from beit_jax.tasks.task import TASK_SECTIONS
 from beit_jax.training import sharding
 from beit_jax.training.evaluate import EvalOptions
@@ -20,7 +20,7 @@ from beit_jax.training.state import InitOptions
 
 log = logging.getLogger(__name__)
 
-SECTIONS = {"data": DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions,
+SECTIONS = {"data": pipeline.DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions,
             "init": InitOptions, "eval": EvalOptions, "checkpoint": CheckpointOptions,
             "log": LogOptions}
 _VALUES = ("seed", "task", "total_steps", "total_epochs", "dtype", "matmul_precision")
@@ -34,7 +34,7 @@ class Recipe:
 
     seed: int
     matmul_precision: str
-    data: DataOptions
+    data: pipeline.DataOptions
     mesh: sharding.MeshOptions
     optim: OptimOptions
     init: InitOptions
@@ -68,23 +68,33 @@ def read(config) -> Recipe:
 
 def check_batch(recipe: Recipe, mesh) -> None:
     """Refuses batches that the devices cannot share evenly. Raises: ValueError."""
-    batch, parts = recipe.data.global_batch_size, recipe.optim.accumulation_steps
-    sharding.check_divisible(batch, mesh, "config.data.global_batch_size")
-    sharding.check_divisible(recipe.data.eval_batch_size or batch, mesh,
-                             "config.data.eval_batch_size")
-    if batch % (parts * sharding.rows_multiple(mesh)):
-        raise ValueError(f"config.data.global_batch_size={batch} cannot be worked off in "
-                         f"config.optim.accumulation_steps={parts} parts on "
-                         f"{sharding.rows_multiple(mesh)} devices: give a multiple of "
-                         f"{parts * sharding.rows_multiple(mesh)}")
+    parts = recipe.optim.accumulation_steps
+    for where, rows in pipeline.batch_sizes(recipe.data).items():
+        sharding.check_divisible(rows, mesh, where)
+        if "eval" not in where and rows % (parts * sharding.rows_multiple(mesh)):
+            raise ValueError(f"{where}={rows} cannot be worked off in "
+                             f"config.optim.accumulation_steps={parts} parts on "
+                             f"{sharding.rows_multiple(mesh)} devices: give a multiple of "
+                             f"{parts * sharding.rows_multiple(mesh)}")
 
 
 def with_data(config, info):
-    """A copy of the config with what only the data knows: num_classes = -1 is filled in.
+    """A copy of the config with what only the data knows: num_classes and vocab_size = -1.
 
-    Raises: ValueError: the data has no classes.
+    Raises: ValueError: the data has no classes or no text, or another vocabulary than the model.
     """
     config = config.copy_and_resolve_references()
+    given = config.model.get("vocab_size", 0)
+    if given == -1 and not info.vocab_size:
+        raise ValueError("config.model.vocab_size=-1, but the data has no text: set "
+                         "config.data.text_length and config.data.tokenizer")
+    if given == -1:
+        with config.unlocked():
+            config.model.vocab_size = info.vocab_size
+    elif info.vocab_size and given and given != info.vocab_size:
+        raise ValueError(f"config.model.vocab_size={given}, but the tokenizer of config.data needs "
+                         f"a table of {info.vocab_size} rows: give the tokenizer that the weights "
+                         "were trained with, or train from scratch with vocab_size=-1")
     for section in ("model", "probe", "target"):
         if (config.get(section) or {}).get("num_classes") != -1:
             continue
@@ -137,6 +147,16 @@ def finish(config, workdir: str, step: int, metrics: Mapping[str, float]) -> Non
         _write(absolute(workdir) / "result.json", result)
 
 
+def write_predictions(workdir: str, split: str, files: Mapping[str, str]) -> None:
+    """Writes what a task predicted for a split into predictions/<split>/. Process 0 writes."""
+    if not files or jax.process_index() != 0:
+        return
+    folder = absolute(workdir) / "predictions" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        _write_text(folder / name, text)
+
+
 def prepare(config, workdir: str) -> None:
     """Makes the workdir and its config.json; refuses a workdir of another model.
 
@@ -163,9 +183,14 @@ def prepare(config, workdir: str) -> None:
 
 
 def _write(path, value) -> None:
-    """JSON, at once: a kill leaves the old file or the new one."""
+    """JSON, see `_write_text`."""
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path, text: str) -> None:
+    """At once: a kill leaves the old file or the new one."""
     unfinished = path.parent / (path.name + ".tmp")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 

@@ -138,8 +138,17 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of_leaf, tree, shardings(tree, mesh))
 
 
-def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The rows of this process -> arrays over all processes, split over data and fsdp."""
+def global_shapes(local: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of what `global_batch` makes of the rows of this process."""
+    return jax.tree.map(lambda rows: jax.ShapeDtypeStruct(
+        (len(rows) * jax.process_count(), *rows.shape[1:]), rows.dtype), dict(local))
+
+
+def global_batch(local: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The rows of this process -> arrays over all processes, split over data and fsdp.
+
+    Args: local: name -> array [b, ...], or a stream's own batch of such.
+    """
     sharding = NamedSharding(mesh, BATCH)
 
     def of_leaf(rows):

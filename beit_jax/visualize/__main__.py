@@ -5,9 +5,12 @@ The curves are drawn anew; pictures that the tasks drew while training are copie
 
 import argparse
 import json
+import logging
 import sys
 
 from beit_jax.checkpoint import absolute
+
+log = logging.getLogger(__name__)
 
 
 def collect(workdir: str) -> list[str]:
@@ -18,7 +21,7 @@ def collect(workdir: str) -> list[str]:
     Returns: names of the files that now are in figures/.
     """
     # matplotlib takes a second, and training processes import this module at their end only
-    from beit_jax.visualize import against, curves, diversity
+    from beit_jax.visualize import against, captions, curves, diversity
 
     folder = absolute(workdir)
     figures = folder / "figures"
@@ -30,6 +33,13 @@ def collect(workdir: str) -> list[str]:
         figure = curves.draw_run(run, label or folder.name)
         if figure is not None:
             names.add(_save(figure, figures / f"{prefix}curves.png"))
+        try:
+            figure = captions.draw(run)
+        except (OSError, ValueError) as error:  # the other figures need no data
+            log.warning("no figure of captions: %s", error)
+            figure = None
+        if figure is not None:
+            names.add(_save(figure, figures / f"{prefix}captions.png"))
         if label and (run / "figures").is_dir():
             for picture in sorted((run / "figures").glob("*.png")):
                 (figures / f"{prefix}{picture.name}").write_bytes(picture.read_bytes())

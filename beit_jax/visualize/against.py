@@ -16,9 +16,11 @@ def draw(report: Mapping[str, Any], column: str) -> Figure | None:
 
     Args:
       report: report.json of a recipe; rows called "kind: name" form one series for each kind, rows
-        without a value in `column` become dashed lines.
+        without a value in `column` become dashed lines. A table without such rows is no figure.
     """
     rows: Sequence[Mapping[str, Any]] = report["rows"]
+    if not any(": " in row["row"] for row in rows):
+        return None
     series = list(dict.fromkeys(row["row"].partition(":")[0] for row in rows))
     placed = [row for row in rows if (row.get("columns") or {}).get(column) is not None]
     if len({row["columns"][column] for row in placed}) < 3:

@@ -22,8 +22,6 @@ from vit_models import image_of
 from beit_jax import convert, losses, masking, metrics
 from beit_jax.models import beam_search, beit3_heads
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VQA, NLVR2 = golden_files.load("vqa"), golden_files.load("nlvr2")
 CAPTIONING, DECODE = golden_files.load("captioning"), golden_files.load("caption_decode")
 RETRIEVAL, CLASSES = golden_files.load("retrieval"), golden_files.load("multiway_classes")

@@ -13,8 +13,6 @@ from beit_jax import convert, losses
 from beit_jax.models import beit3_heads
 from beit_jax.models.beit3 import Beit3
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = dict(image_px=16, patch_size=4, width=32, depth=2, num_heads=4, mlp_ratio=2.0,
             vocab_size=50, text_positions=24)
 NORMS = ("layer_norm", "layernorm", "inner_attn_ln", "fc_norm.weight", "pooler.norm.weight",

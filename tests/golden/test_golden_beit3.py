@@ -21,8 +21,6 @@ from beit_jax import convert
 from beit_jax.models import adapt
 from beit_jax.models.beit3 import causal
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALL = golden_files.load("multiway")
 ENCODERS = [golden for golden in ALL if "out/pair_causal/encoder_out" in golden.arrays]
 PLAIN = [golden for golden in ALL if "out/encoder_out" in golden.arrays]

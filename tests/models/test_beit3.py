@@ -14,8 +14,6 @@ from beit_jax.models.beit3 import Beit3
 from beit_jax.models.multiway import Cache
 from beit_jax.training import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BASE = dict(image_px=224, patch_size=16, width=768, depth=12, num_heads=12)
 LARGE = dict(image_px=224, patch_size=16, width=1024, depth=24, num_heads=16)
 GIANT = dict(image_px=224, patch_size=14, width=1408, depth=40, num_heads=16,

@@ -9,8 +9,6 @@ from beit_jax.models import masked_autoencoder, position
 from beit_jax.models.beit import BeitForClassification
 from beit_jax.models.masked_autoencoder import MaskedAutoencoder
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOY = dict(image_px=32, patch_size=4, width=24, depth=3, num_heads=2, decoder_width=16,
            decoder_depth=1, decoder_num_heads=2, target_dim=5, unroll=1)
 SIZES = {"base": dict(width=768, depth=12, num_heads=12, patch_size=16),

@@ -78,6 +78,31 @@ def diversity(workdir, **mesh):
     return loop.run(config, workdir)
 
 
+def beit3(workdir, **mesh):
+    """Two steps of BEiT-3's pre-training on its three streams, and its evaluation."""
+    from configs.beit3 import pretrain
+
+    config = pretrain.get_config("smoke")
+    config.update(dtype="float32", matmul_precision="highest")
+    config.mesh.update(mesh)
+    config.eval.pictures = 0
+    config.log.update(every_steps=1, tensorboard=False)
+    loop.run(config, workdir)
+    return losses(workdir)
+
+
+def retrieval(**mesh):
+    """Two steps of a contrastive loss over the global batch, and the recall of a split."""
+    from configs.beit3 import itc
+
+    config = itc.get_config("smoke")
+    config.update(dtype="float32", matmul_precision="highest")
+    config.mesh.update(mesh)
+    config.data.synthetic_examples = 37  # the last batch is filled up
+    config.log.update(every_steps=1, tensorboard=False)
+    return config
+
+
 def codebooks(workdir, **mesh):
     """What k-means makes, and each of two steps: codebook, usage and metrics."""
     config = tokenizer(**mesh)
@@ -85,8 +110,8 @@ def codebooks(workdir, **mesh):
     made, task = sharding.make_mesh(opts.mesh), tasks.make(config)
     with (sharding.use(made), jax.default_matmul_precision("highest"),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint)) as checkpoints):
-        job = loop.assemble(config, opts, "tokenizer", made, task, pipeline.describe(opts.data),
-                            checkpoints)
+        job = loop.assemble(config, opts, "tokenizer", workdir, made, task,
+                            pipeline.describe(opts.data), checkpoints)
         current, metrics = job.state, {}
         for step in range(3):
             if step:
@@ -170,6 +195,7 @@ def main(workdir):
     found = {"devices": jax.device_count(), "specs": specs(), "constraints": constraints(),
              "batch": batches(), "update": update().tolist(),
              "codebooks": codebooks(f"{workdir}/tokenizer", **MESHES["mixed"]),
+             "beit3": beit3(f"{workdir}/beit3", **MESHES["mixed"]),
              "img2vec": masked_autoencoder(f"{workdir}/img2vec", **MESHES["mixed"]),
              "diversity": diversity(f"{workdir}/diversity", **MESHES["mixed"])}
     for name, mesh in MESHES.items():

@@ -16,8 +16,6 @@ from beit_jax.targets.vit_teachers import ClipVitb16, Dinov2Vitb14, DinoVitb16
 from beit_jax.tasks import teacher_features
 from configs import common
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = dict(image_px=32, patch_size=8, width=24, depth=3, num_heads=2)
 BEIT = SIZES | dict(use_shared_rel_pos=True, initializer="finetune")
 FIELDS = {

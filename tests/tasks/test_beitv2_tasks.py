@@ -2,6 +2,7 @@
 
 import contextlib
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def trained(scenes):
     batches = [rows_of(train[rows]) for rows in order]
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batches[0].items()}
     tx = optax.adam(2e-3, b2=0.99)
-    with sharding.use(mesh):
+    with sharding.use(mesh), compiling.optimised():
         _, make = state.create(task, tx, jax.random.key(0), shapes, mesh, with_ema=False)
         frozen = state.load_frozen(task, {"target": {"checkpoint": "random"}}, jax.random.key(1),
                                    mesh)
@@ -352,7 +353,7 @@ def test_the_head_gets_the_patches_of_the_early_layer(masked):
 
 
 @pytest.mark.slow
-def test_both_predictions_learn_fixed_masks_by_heart(trained, scenes):
+def test_both_predictions_learn_fixed_masks_by_heart(trained, scenes, optimised):
     """64 images, codes of the trained tokenizer."""
     config = pretraining(model=GRID | dict(width=64, depth=3, num_heads=4, use_shared_rel_pos=True,
                                            early_layer=2, head_layers=1))

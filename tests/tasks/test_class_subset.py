@@ -97,6 +97,7 @@ def test_nonsense_is_refused_in_one_line(lists, changes, message):
 def test_the_data_tell_which_labels_they_have(variant):
     class Info:
         num_classes = 1000
+        vocab_size = 0
     config = robustness.get_config(variant)
     assert config.model.width == (1024 if "large" in variant else 768)
     tasks.make(recipe.with_data(config, Info))  # as TFDS counts

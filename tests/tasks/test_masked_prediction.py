@@ -18,8 +18,6 @@ from beit_jax.training import state as run_state
 from beit_jax.training.preemption import Stopped
 from configs import common
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VIT = dict(image_px=32, patch_size=4, width=24, depth=3, num_heads=2, unroll=1)  # compiles faster
 MODEL = VIT | dict(decoder_width=16, decoder_depth=1, decoder_num_heads=2)
 TEACHER = dict(kind="backbone", checkpoint="random", **common.HALF_MEAN_STD,
@@ -298,9 +296,8 @@ def test_statistics_come_from_a_section_in_a_section(tmp_path):
 
 # --- learning -------------------------------------------------------------------------------------
 
-def test_img2vec_learns_features_of_a_random_convolutional_teacher(monkeypatch):
+def test_img2vec_learns_features_of_a_random_convolutional_teacher(monkeypatch, optimised):
     """Fresh masks, one batch: the patch loss falls below a third of where it started."""
-    jax.config.update("jax_disable_most_optimizations", False)  # hundreds of steps
     random = np.random.RandomState(0)
     kernels = [random.standard_normal((3, 3, i, o)).astype(np.float32) * (2 / (9 * i)) ** 0.5
                for i, o in ((3, 16), (16, 32), (32, 32))]

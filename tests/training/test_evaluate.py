@@ -36,8 +36,8 @@ def eval_rows(variables, frozen, batch):
 
 
 def measure(mesh, task, state, size):
-    return evaluate.evaluate(task, evaluate.make_eval_step(task, mesh), state,
-                             {"f": jnp.zeros(())}, batches(size), mesh)
+    return task.summarize(evaluate.collect(task, evaluate.make_eval_step(task, mesh), state,
+                                           {"f": jnp.zeros(())}, batches(size), mesh))
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 16])
@@ -64,15 +64,14 @@ def test_sums_are_exact_beyond_what_float32_counts(mesh):
            for value in (2.0 ** 24, 1.0, 1.0, 1.0)]
     task = Task(None, None, lambda v, f, b: {"s": jnp.sum(b["x"]), "count": jnp.ones(())},
                 lambda sums: {"s": float(sums["s"])})
-    value = evaluate.evaluate(task, evaluate.make_eval_step(task, mesh), state_of(1.0), {}, big,
-                              mesh)
-    assert value == {"s": 2.0 ** 24 + 3}
+    sums = evaluate.collect(task, evaluate.make_eval_step(task, mesh), state_of(1.0), {}, big, mesh)
+    assert sums["s"] == 2.0 ** 24 + 3
 
 
 def test_an_empty_split_says_what_to_do(mesh):
     task = Task(None, None, eval_step, mean_of_sums)
     with pytest.raises(ValueError, match="no examples: set config.data.eval_split"):
-        evaluate.evaluate(task, evaluate.make_eval_step(task, mesh), state_of(1.0), {}, [], mesh)
+        evaluate.collect(task, evaluate.make_eval_step(task, mesh), state_of(1.0), {}, [], mesh)
 
 
 def test_pictures_are_cut_to_the_rows_asked_for(mesh):

@@ -125,11 +125,12 @@ def test_measure_adds_neighbours_to_what_the_task_measures(mesh):
     measure = evaluate.make_measure(task, options, mesh)
     # averaged weights keep both numbers: each finds itself, but the third is labelled otherwise;
     # the others would make the second a zero, which finds the first
-    assert measure(state, {}, rows) == {"loss": 2.0, "knn_1": pytest.approx(2 / 3),
-                                        "knn_3": pytest.approx(2 / 3)}
+    values, files = measure(state, {}, rows, None)
+    assert values == {"loss": 2.0, "knn_1": pytest.approx(2 / 3), "knn_3": pytest.approx(2 / 3)}
+    assert files == {}
     assert sorted(set(asked)) == [("train", 3), ("validation", 0)]
     plain = evaluate.make_measure(task, dataclasses.replace(options, knn=()), mesh)
-    assert plain(state, {}, rows) == {"loss": 2.0}
+    assert plain(state, {}, rows, None) == ({"loss": 2.0}, {})
 
 
 def test_a_run_reports_them_and_a_task_without_features_says_so(toy, tmp_path, monkeypatch):

@@ -1,0 +1,137 @@
+"""Captioning: hidden words of a caption, each seen from the image and what stands before it.
+
+Source: BEiT-3 (arXiv 2208.10442), Sec. 3.1.3; microsoft/unilm beit3/engine_for_finetuning.py,
+  CaptioningHandler.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+
+from beit_jax import (
+    caption_java,
+    caption_metrics,
+    flops,
+    losses,
+    options,
+    text_masking,
+    token_ids,
+)
+from beit_jax.models.beam_search import beam_search
+from beit_jax.models.beit3_heads import Beit3ForCaptioning
+from beit_jax.tasks import image_text
+from beit_jax.tasks import task as contract
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """config.loss.
+
+    Attributes:
+      label_smoothing: share of the target spread evenly over all other words.
+      drop_worst: share of the hidden words that count nothing, those with the largest losses; not
+        before more than `drop_worst_after` steps are done.
+    """
+
+    label_smoothing: float = 0.0
+    drop_worst: float = 0.0
+    drop_worst_after: int = 0
+
+    def __post_init__(self):
+        for name in ("label_smoothing", "drop_worst"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"config.loss.{name}={getattr(self, name)} must be 0 or more and "
+                                 "below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """config.measure: arguments of `beam_search`."""
+
+    beams: int = 3
+    max_length: int = 64
+    length_penalty: float = 0.6
+
+    def __post_init__(self):
+        if self.beams < 1:
+            raise ValueError(f"config.measure.beams={self.beams} must be 1 or more")
+
+
+def make(config) -> contract.Task:
+    """Divergence from the hidden words, smoothed; captions are found by beam search.
+
+    Reads config.model (Beit3ForCaptioning), mask, loss, measure, data.text_length, data.mean,
+    data.std. Measures: `caption_metrics.scores`, and METEOR where its program is installed; of
+    images without captions only captions.json.
+    Raises: ValueError: values that do not fit together.
+    """
+    contract.check_sections(config, ("model", "mask", "loss", "measure"))
+    model = image_text.build(Beit3ForCaptioning, config)
+    mask = options.build(text_masking.HideOptions, config.mask, "config.mask")
+    rule = options.build(LossOptions, config.loss, "config.loss")
+    measure = options.build(MeasureOptions, config.get("measure"), "config.measure")
+    image_text.check_length(measure.max_length, model, "config.measure.max_length")
+    inputs = image_text.inputs(config)
+    num_pieces = token_ids.num_pieces(model.vocab_size)
+    hide = functools.partial(text_masking.hide_caption, num_pieces=num_pieces, **vars(mask))
+
+    def init(key, batch):
+        variables = model.init(key, *inputs(batch))
+        counter = {"counter": {"step": jnp.zeros((), jnp.int32)}} if rule.drop_worst else {}
+        return {**variables, **counter}
+
+    def loss(params, state, frozen, batch, key):
+        del frozen
+        mask_key, drop_key = jax.random.split(key)
+        image, ids, is_valid = inputs(batch)
+        hidden = hide(jax.random.split(mask_key, ids.shape[0]), ids, is_valid)
+        logits = model.apply({"params": params}, image, hidden.text, is_valid, hidden.positions,
+                             train=True, rngs={"drop_path": drop_key})  # [b, m, v]
+        errors = losses.smoothed_divergence(logits, hidden.codes, rule.label_smoothing)
+        total = losses.weighted_mean(errors, hidden.is_hidden)
+        if rule.drop_worst:
+            easier = losses.mean_of_smallest(errors, hidden.is_hidden, 1.0 - rule.drop_worst)
+            total = jnp.where(state["counter"]["step"] > rule.drop_worst_after, easier, total)
+        is_correct = jnp.argmax(logits, axis=-1) == hidden.codes
+        return total, (state, {
+            "loss": total, "accuracy": losses.weighted_mean(is_correct, hidden.is_hidden)})
+
+    def end_step(params, state):
+        del params
+        return {"counter": {"step": state["counter"]["step"] + 1}}
+
+    def eval_step(variables, frozen, batch):
+        del frozen
+        image = inputs(batch)[0]
+        apply = functools.partial(model.apply, {"params": variables["params"]})
+        found = beam_search(
+            functools.partial(apply, method="decode_step"),
+            apply(image, measure.max_length, method="start_text"), image.shape[0],
+            first_id=token_ids.BOS, last_id=token_ids.EOS,
+            mask_id=token_ids.mask_id(num_pieces), **dataclasses.asdict(measure))
+        return {"index": batch["index"], "words": found.words, "is_valid": found.is_valid}
+
+    def judge(rows, split_info):
+        rows, images = image_text.in_order(rows, split_info.records)
+        ids = [image.image_id if image else int(index)
+               for image, index in zip(images, rows["index"])]
+        captions = {number: split_info.tokenizer.decode(words[is_valid])
+                    for number, words, is_valid in zip(ids, rows["words"], rows["is_valid"])}
+        people = {image.image_id: image.captions for image in images if image and image.captions}
+        values = {}
+        if people:
+            scored = {number: captions[number] for number in people}
+            values = caption_metrics.scores(scored, people) | caption_java.scores(scored, people)
+        return values, {"captions.json": json.dumps(
+            [{"image_id": number, "caption": caption} for number, caption in captions.items()])}
+
+    length = config.data.text_length
+    slots = text_masking.num_caption_slots(length, mask.rate)
+    forward = (flops.multiway(model, model.num_patches + 1, length)
+               + flops.linear(slots, model.width, model.vocab_size))
+    return contract.Task(init, loss, eval_step, None, reduce="concat", judge=judge,
+                         end_step=end_step if rule.drop_worst else None,
+                         flops_per_image=flops.train_step(forward))
