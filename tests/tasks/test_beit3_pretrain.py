@@ -1,5 +1,7 @@
 """BEiT-3's pre-training: three streams in one step, on tiny networks."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,17 +189,20 @@ def test_fixed_masks_are_learnt_by_heart(batch, optimised):
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     config = pretrain.get_config("smoke")
     config.log.update(every_steps=1, tensorboard=False)
-    config.eval.pictures = 0
-    config.total_steps = 4
-    loop.run(config, str(tmp_path / "unbroken"))
-    config.total_steps = 2
-    config.optim.decay_steps = 4
-    loop.run(config, str(tmp_path / "resumed"))
-    config.total_steps = 4
-    loop.run(config, str(tmp_path / "resumed"))
-    found, expected = ([line["train/loss"] for line in read_metrics(str(tmp_path / name))
-                        if "train/loss" in line] for name in ("resumed", "unbroken"))
-    assert found == expected and len(set(found)) == 4
+    config.eval.update(pictures=0, limit=4)
+    config.total_steps, config.checkpoint.every_steps = 4, 2
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    loop.run(config, str(whole))
+    # as if it had been killed between its two checkpoints
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    for name in ("result.json", "metrics.jsonl"):
+        (resumed / name).unlink()
+    loop.run(config, str(resumed))
+    found, expected = ({line["step"]: line["train/loss"] for line in read_metrics(str(folder))
+                        if "train/loss" in line} for folder in (resumed, whole))
+    assert list(found) == [3, 4] and len(set(expected.values())) == 4
+    assert found == {step: expected[step] for step in found}
 
 
 def test_tokens_and_positions_are_not_decayed_but_words_are(started):
