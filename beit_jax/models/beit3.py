@@ -37,7 +37,7 @@ class Beit3(nn.Module):
       final_norm: a norm after the last block; VQA and ImageNet classification have none.
       initializer: "magneto" or "beit", see `multiway.matrix_inits`.
       init_std: of matrices, tables and tokens at the start. 0.02 suits width 768; at width 128 it
-        keeps the network from learning to see for thousands of steps (docs/beit3.md).
+        keeps the network from learning to see for hundreds of steps (docs/beit3.md).
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
       dtype: of matrix products and of the residual stream; parameters stay float32.
       unroll: blocks per step of the compiled scan; 0: all, up to 12 blocks.
