@@ -17,13 +17,8 @@ from beit_jax.data import (  # noqa: E402
     nlvr2_source,
     synthetic,
     tfds_source,
+    vqa_source,
 )
-
-
-def _vqa(options, split: str):
-    from beit_jax.data import vqa_source  # its scores import JAX, which data do without otherwise
-    return vqa_source.load(options, split)
-
 
 SOURCES = {
     "digit_scenes": digit_scenes_source.load,
@@ -34,5 +29,5 @@ SOURCES = {
     "pairs": caption_source.load_pairs,
     "synthetic": synthetic.load,
     "tfds": tfds_source.load,
-    "vqa": _vqa,
+    "vqa": vqa_source.load,
 }

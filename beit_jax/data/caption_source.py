@@ -46,8 +46,8 @@ def _source(options, what: str, records: Sequence[image_text.Captioned]) -> Sour
     """what: for messages."""
     tokenizer = text_files.tokenizer_of(options)
     rows = texts.encode([record.captions for record in records], tokenizer, options.text_length,
-                        what)
+                        what, are_captions=True)
     source = Source(len(records), (), what, labels=np.full(len(records), -1, np.int32),
-                    texts=rows._replace(are_captions=True), tokenizer=tokenizer, records=records)
+                    texts=rows, tokenizer=tokenizer, records=records)
     return image_table.with_images(source, [record.image for record in records],
                                    options.skip_defects)

@@ -12,7 +12,7 @@ from beit_jax.data.document_source import pack_documents
 from beit_jax.data.image_text import Captioned
 from beit_jax.data.nlvr2 import CLASS_NAMES, Statement
 from beit_jax.data.source import Source
-from beit_jax.data.vqa import Question, answer_arrays
+from beit_jax.data.vqa import Question, answer_arrays, listed_scores
 
 NUM_PIECES = 200  # of the scenes' own tokenizer: every word of any variant is one piece
 _COLUMNS = {"captions": str, "questions": str, "answers": str, "other": int, "statement": str,
@@ -75,7 +75,7 @@ def _captions(data_dir, split, what, tokenizer, length) -> Source:
     captions = _columns(data_dir, split, what)["captions"]
     records = [Captioned(row, f"scene {row}", tuple(said)) for row, said in enumerate(captions)]
     return tfds_source.read_prepared(data_dir, split, what)._replace(
-        texts=texts.encode(captions, tokenizer, length, what)._replace(are_captions=True),
+        texts=texts.encode(captions, tokenizer, length, what, are_captions=True),
         records=records)
 
 
@@ -88,8 +88,7 @@ def _questions(data_dir, split, what, tokenizer, length) -> Source:
                                                 strict=True)):
         for question, lines in zip(questions, said, strict=True):
             spoken = _spoken(lines)
-            scores = {labels[answer]: score for answer, score
-                      in vqa_metrics.soft_scores(spoken).items() if answer in labels}
+            scores = listed_scores(spoken, labels)
             records.append(Question(len(records), f"scene {row}", question, spoken, tuple(scores),
                                     tuple(scores.values())))
             image_of.append(row)

@@ -49,8 +49,8 @@ def _tones(source: Source) -> list[str]:
 def _captions(source, tokenizer, length) -> Source:
     said = [_said(tone) for tone in _tones(source)]
     records = [Captioned(row, f"picture {row}", pair) for row, pair in enumerate(said)]
-    return source._replace(texts=texts.encode(said, tokenizer, length, source.what)._replace(
-        are_captions=True), records=records)
+    return source._replace(records=records, texts=texts.encode(
+        said, tokenizer, length, source.what, are_captions=True))
 
 
 def _questions(source, tokenizer, length) -> Source:

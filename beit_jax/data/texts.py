@@ -78,10 +78,11 @@ def pack(blocks: Sequence[Sequence[int]], length: int) -> Texts:
 
 
 def encode(groups: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int,
-           what: str) -> Texts:
+           what: str, *, are_captions: bool = False) -> Texts:
     """One or more texts for each example; what is too long is cut at the end, and logged.
 
-    Args: groups: the texts of each example. what: for the log: where they come from.
+    Args: groups: the texts of each example. what: for the log: where they come from. are_captions:
+      see `Texts`.
     """
     pieces = [tokenizer.encode(text) for group in groups for text in group]
     cut = sum(len(text) > length - 2 for text in pieces)
@@ -90,4 +91,4 @@ def encode(groups: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int,
                      what, cut, len(pieces), length)
     counts = [len(group) for group in groups]
     return pack([text[:length - 2] for text in pieces], length)._replace(
-        first=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+        first=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), are_captions=are_captions)

@@ -62,11 +62,10 @@ def _read_captions(data_dir: str, split: str, what: str, options) -> Source:
         numbers = np.flatnonzero([bool(said) for said in captions])
         source, captions = subset(source, numbers), [captions[number] for number in numbers]
     tokenizer = text_files.tokenizer_of(options)
-    rows = texts.encode(captions, tokenizer, options.text_length, what)
+    rows = texts.encode(captions, tokenizer, options.text_length, what, are_captions=True)
     records = [Captioned(number, f"example {number}", said)
                for number, said in enumerate(captions)]
-    return source._replace(texts=rows._replace(are_captions=True), records=records,
-                           tokenizer=tokenizer)
+    return source._replace(texts=rows, records=records, tokenizer=tokenizer)
 
 
 def _holdout(source: Source, per_class: int, is_training: bool) -> Source:

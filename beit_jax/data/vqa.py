@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,8 +141,7 @@ def read(questions_path: str, annotations_path: str | None, image_folder: str,
         if wrong or image is None:
             continue
         spoken = () if said is None else said[number]
-        scores = {labels[answer]: score for answer, score
-                  in vqa_metrics.soft_scores(spoken).items() if answer in labels}
+        scores = listed_scores(spoken, labels)
         if said is not None and drop_unlisted and not scores:
             unlisted += 1
             continue
@@ -183,6 +182,15 @@ def _answers_by_question(path: str | None, defects: list[str]) -> dict | None:
         if spoken:  # without answers it counts as not annotated
             said.setdefault(number, spoken)
     return said
+
+
+def listed_scores(spoken: Sequence[str], labels: Mapping[str, int]) -> dict[int, float]:
+    """{label: soft score} of those of people's answers that are on the list.
+
+    Args: spoken: as people wrote them. labels: {answer: label} of the list.
+    """
+    return {labels[answer]: score for answer, score in vqa_metrics.soft_scores(spoken).items()
+            if answer in labels}
 
 
 def answer_arrays(questions: Sequence[Question]) -> tuple[dict[str, np.ndarray], np.ndarray]:
