@@ -85,9 +85,13 @@ def make(config) -> contract.Task:
     hide_words = functools.partial(hide_content,
                                    num_pieces=token_ids.num_pieces(model.vocab_size))
 
-    def of_images(params, frozen, batch, keys, **kwargs):
+    def hide_patches(keys):
+        """bool [b, n], and the hidden ones' slots int [b, m], of which bool [b, m] count."""
         is_masked = patch_mask.draw(keys, grid)
-        slots, counts = masking.masked_positions(is_masked, patch_mask.num_masked)
+        return is_masked, *masking.masked_positions(is_masked, patch_mask.num_masked)
+
+    def of_images(params, frozen, batch, keys, **kwargs):
+        is_masked, slots, counts = hide_patches(keys)
         logits = model.apply({"params": params}, normalise(batch["image"]), is_masked, slots,
                              method="predict_patches", **kwargs)
         return {"image": Prediction(logits, tokens.codes(frozen, batch, slots), counts)}
@@ -103,8 +107,7 @@ def make(config) -> contract.Task:
     def of_pairs(params, frozen, batch, keys, shift: int = 0, **kwargs):
         """shift: how many rows further the text is taken from; but 0, no pair belongs together."""
         patch_keys, text_keys = split_each(keys)
-        is_masked = patch_mask.draw(patch_keys, grid)
-        slots, counts = masking.masked_positions(is_masked, patch_mask.num_masked)
+        is_masked, slots, counts = hide_patches(patch_keys)
         text_keys, text, is_valid = (jnp.roll(each, shift, axis=0)
                                      for each in (text_keys, *first_text(batch)))
         hidden = hide_words(text_keys, text, is_valid, **vars(pair_mask))
