@@ -47,6 +47,10 @@ FORMATS = {
     ),
     "beit3": engine.Format(beit3_tables.WITH_HEADS, refused=beit3_tables.REFUSED),
     "torchscale": engine.Format(beit3_tables.BACKBONE, refused=beit3_tables.REFUSED),
+    "timm_beit3": engine.Format(
+        beit3_tables.TIMM, refused=beit3_tables.REFUSED,
+        left_behind=beit3_tables.TIMM_LEFT_BEHIND
+    ),
 }
 
 

@@ -1,8 +1,9 @@
-"""Name tables of BEiT-3: the backbone as torchscale names it, and with the heads of its uses.
+"""Name tables of BEiT-3: the backbone as torchscale names it, with the heads of its uses, and its
+image path as timm names it.
 
 The letter of a modality stands behind the name of a projection or norm, but in front of an
-expert's. See tables.py for what a row says. Source: the state dicts of microsoft/unilm beit3/ and
-of torchscale.
+expert's. See tables.py for what a row says. Source: the state dicts of microsoft/unilm beit3/, of
+torchscale and of timm's beit3_*.
 """
 
 from beit_jax.convert.tables import LINEAR, NORM, under
@@ -69,4 +70,34 @@ REFUSED = (
         r"blocks/self_attn(_layer_norm|/\w+)/(kernel|scale|bias)|layer_norm/(scale|bias)",
         "modalities share it, and the released BEiT-3 has one per modality",
     ),
+)
+
+# timm's beit3_*: a plain ViT with norms before the last matrix of either branch
+_TIMM_BLOCK = (
+    under("norm1.", "self_attn_layer_norm/A/", NORM)
+    + tuple((f"attn.qkv.{theirs}", f"self_attn/{name}_proj/A/{ours}", f"part{i}of3")
+            for theirs, ours, _ in LINEAR for i, name in enumerate("qkv"))
+    + under("attn.norm.", "self_attn/inner_attn_ln/A/", NORM)
+    + under("attn.proj.", "self_attn/out_proj/A/", LINEAR)
+    + under("norm2.", "final_layer_norm/A/", NORM)
+    + under("mlp.fc1.", "ffn/A/fc1/", LINEAR)
+    + under("mlp.norm.", "ffn/A/ffn_layernorm/", NORM)
+    + under("mlp.fc2.", "ffn/A/fc2/", LINEAR)
+)
+TIMM = (
+    (
+        ("cls_token", "vision_embed/cls_token", "same"),
+        ("pos_embed", "embed_positions/A/embedding", "offset"),
+        ("patch_embed.proj.weight", "vision_embed/proj/kernel", "conv"),
+        ("patch_embed.proj.bias", "vision_embed/proj/bias", "same"),
+    )
+    + under("blocks.{i}.", "blocks/", _TIMM_BLOCK)
+    + under("norm.", "layer_norm/A/", NORM)
+    + under("fc_norm.", "fc_norm/", NORM)
+    + under("head.", "head/", LINEAR)
+)
+TIMM_LEFT_BEHIND = (
+    (r"text_embed/.*|.*/B/.*", "of texts, and timm's BEiT-3 sees images alone"),
+    (r"vision_embed/mask_token|m[il]m_head/.*", "of pre-training, which timm's BEiT-3 is not for"),
+    (r"(vision|language)_head/.*|logit_scale", "of retrieval, which timm's BEiT-3 is not for"),
 )

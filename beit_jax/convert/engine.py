@@ -18,9 +18,11 @@ TRANSFORMS = {
     "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
     "token": (lambda a: a[None, None], lambda a: a[0, 0]),  # [d], ours [1, 1, d]
     "table": (lambda a: a[None], lambda a: a[0]),  # [n, d], ours [1, n, d]
+    # [1, n, d], ours [2 + n, d]: two rows in front that are never read, zeros after an import
+    "offset": (lambda a: np.pad(a[0], ((2, 0), (0, 0))), lambda a: a[None, 2:]),
 }
 _JOIN = re.compile(r"join(\d)of(\d)")  # one of n Linears whose outputs stand side by side in ours
-_PART = re.compile(r"part(\d)of(\d)")  # one of n leaves of ours that stand side by side there
+_PART = re.compile(r"part(\d)of(\d)")  # one of n of ours whose outputs stand side by side there
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -35,6 +37,8 @@ class Format:
         table that all blocks share, because the other side knows no shared one.
       refused: rows (regular expression over our paths, reason): leaves that the other side cannot
         hold, so that export must stop.
+      left_behind: such rows of leaves that export leaves out, because the other side holds a part
+        of our network on purpose.
       prefix: regular expression of what may stand before every name of the reference.
       outside: why names without the prefix are left out where others bear it; "": they are not.
       dead_state: (our flat leaves) -> arrays that export adds under the reference's names, because
@@ -45,6 +49,7 @@ class Format:
     ignored: tuple[tuple[str, str], ...] = ()
     expand_shared_table: bool = False
     refused: tuple[tuple[str, str], ...] = ()
+    left_behind: tuple[tuple[str, str], ...] = ()
     prefix: str = ""
     outside: str = ""
     dead_state: Callable[[Mapping[str, np.ndarray]], dict] = lambda ours: {}
@@ -134,7 +139,9 @@ def export_arrays(
 
     Raises: ValueError: a leaf that no row knows or that the other side cannot hold.
     """
-    ours = {name: np.asarray(value) for name, value in ours.items()}
+    ignored = [(name, reason) for name in ours if (reason := _reason(name, fmt.left_behind))]
+    left_out = {name for name, _ in ignored}
+    ours = {name: np.asarray(value) for name, value in ours.items() if name not in left_out}
     for name in ours:
         reason = _reason(name, fmt.refused)
         if reason:
@@ -173,9 +180,9 @@ def export_arrays(
         if sorted(by_part) != list(range(len(by_part))) or len(by_part) < _parts_of(name, fmt):
             raise ValueError(f"{name} is made of {_parts_of(name, fmt)} leaves of ours; "
                              f"{len(by_part)} are there")
-        reference[name] = np.concatenate([by_part[i] for i in range(len(by_part))], axis=-1)
+        reference[name] = np.concatenate([by_part[i].T for i in range(len(by_part))])
     reference |= fmt.dead_state(ours)
-    return reference, Report(tuple(ours), (), tuple(reference))
+    return reference, Report(tuple(ours), tuple(ignored), tuple(reference))
 
 
 def _to_ours(array: np.ndarray, transform: str) -> tuple[np.ndarray, int, int]:
@@ -186,7 +193,7 @@ def _to_ours(array: np.ndarray, transform: str) -> tuple[np.ndarray, int, int]:
     if join:
         return array.T, int(join[1]), int(join[2])
     if part:
-        return np.split(array, int(part[2]), axis=-1)[int(part[1])], 0, 1
+        return np.split(array, int(part[2]))[int(part[1])].T, 0, 1
     return TRANSFORMS[transform][0](array), 0, 1
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from beit_jax import augment, flops, losses, masking, metrics, options, token_ids
 from beit_jax.models.beit3_heads import Beit3ForPretraining
@@ -20,6 +21,8 @@ from beit_jax.tasks import task as contract
 from beit_jax.text_masking import HideOptions, hide_content, num_slots
 
 PARTS = ("image", "text", "pair_image", "pair_text")  # what is predicted
+# whose a parameter is, by a name on its path; A and B are the experts
+_OWNERS = {"image": {"A", "vision_embed", "mim_head"}, "text": {"B", "text_embed", "mlm_head"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,8 @@ def make(config) -> contract.Task:
 
         total, parts = streams.add([of_stream(name) for name in batch], params,
                                    sequential=rule.sequential)
-        return total, (state, {"loss": total, **parts})
+        norms = {f"norm_{owner}": value for owner, value in parameter_norms(params).items()}
+        return total, (state, {"loss": total, **parts, **norms})
 
     def eval_step(variables, frozen, batch):
         """Sums and counts; of pairs also with the text of another one: does one help the other?"""
@@ -205,6 +209,17 @@ def measures(prediction: Prediction) -> dict[str, jax.Array]:
     """What is measured at each hidden place: {"loss": float32 [b, m], "accuracy": bool [b, m]}."""
     return {"loss": losses.cross_entropy(prediction.logits, prediction.codes),
             "accuracy": jnp.argmax(prediction.logits, axis=-1) == prediction.codes}
+
+
+def parameter_norms(params) -> dict[str, jax.Array]:
+    """Euclidean norms of the parameters that serve images alone ("image"), texts alone ("text"),
+    and of all others ("shared", if there are any)."""
+    owned = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = {entry.key for entry in path}
+        owner = next((owner for owner, mark in _OWNERS.items() if names & mark), "shared")
+        owned.setdefault(owner, []).append(leaf)
+    return {owner: optax.tree.norm(leaves) for owner, leaves in owned.items()}
 
 
 def check_streams(batch, known) -> None:

@@ -2,6 +2,7 @@
 transformers and timm, on the golden weights. Skipped where the `parity` extra is not installed."""
 
 import argparse
+import functools
 import importlib.util
 import json
 import pathlib
@@ -139,3 +140,22 @@ def test_timm_computes_the_golden_results_from_our_export(golden, torchvision_op
         else:
             expected = golden.outputs["logits"]
             golden_files.assert_close(model(image).numpy(), expected, relative=5e-5)
+
+
+@pytest.mark.parametrize("golden", golden_files.load("multiway_classes"), ids=golden_files.name)
+def test_timm_computes_the_golden_classes_from_our_beit3(golden, torchvision_operators):
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
+    config = golden.config
+    model = vision_transformer.VisionTransformer(
+        img_size=config["img_size"], patch_size=config["patch_size"],
+        num_classes=config["num_classes"], embed_dim=config["encoder_embed_dim"],
+        depth=config["encoder_layers"], num_heads=config["encoder_attention_heads"],
+        mlp_ratio=config["encoder_ffn_embed_dim"] / config["encoder_embed_dim"],
+        scale_attn_norm=True, scale_mlp_norm=True, global_pool="avg",
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=config["layernorm_eps"]),
+    ).eval()  # fmt: skip
+    theirs = convert.to_reference(convert.to_ours(golden.params, "beit3"), "timm_beit3")
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in theirs.items()}, strict=True)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(golden.inputs["image"])).numpy()
+    golden_files.assert_close(logits, golden.outputs["logits"], relative=5e-5)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from beit_jax import tasks, token_ids
+from beit_jax.tasks import beit3_pretrain
 from beit_jax.tasks import streams as stream_losses
 from beit_jax.training import loop, optim, recipe, sharding
 from beit_jax.training.metric_writer import read_metrics
@@ -107,9 +108,23 @@ def test_the_gradient_is_taken_with_the_value_and_scales_with_what_follows():
 def test_a_stream_does_not_depend_on_the_others(started, batch, kept):
     whole = gradients(started[0], started, batch)[1]
     alone = gradients(started[0], started, {kept: batch[kept]})[1]
-    assert len(alone) == (5 if kept == "pairs" else 3)
+    assert len(alone) == (7 if kept == "pairs" else 5)  # two are norms of parameters
     for name in alone.keys() - {"loss"}:
         assert float(alone[name]) == pytest.approx(float(whole[name]), abs=1e-6), name
+
+
+def test_norms_of_the_parameters_by_modality(started, batch):
+    params = started[1]["params"]
+    squares = {sharding.path_of(path): float(np.sum(np.square(leaf)))
+               for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    of_text = sum(value for path, value in squares.items()
+                  if path.startswith(("text_embed", "mlm_head")) or "B" in path.split("/"))
+    metrics = gradients(started[0], started, batch)[1]
+    assert float(metrics["norm_text"]) == pytest.approx(of_text ** 0.5, rel=1e-5)
+    rest = (sum(squares.values()) - of_text) ** 0.5
+    assert float(metrics["norm_image"]) == pytest.approx(rest, rel=1e-5)
+    shared = {"blocks": {"ffn": {"VL": {"kernel": jnp.full(4, 2.0)}, "A": {"bias": jnp.ones(9)}}}}
+    assert beit3_pretrain.parameter_norms(shared) == {"shared": 4.0, "image": 3.0}
 
 
 def test_images_train_experts_for_images_alone_and_texts_those_for_texts(started, batch):
