@@ -70,7 +70,7 @@ def base() -> ConfigDict:
         mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 = all that remain
         data=dict(
             # digit_scenes/plain|multi|photo, folder, synthetic, karpathy, pairs, documents, vqa,
-            # nlvr2, mixture, or a TFDS name
+            # nlvr2, index, mixture, or a TFDS name
             name="",
             path="",  # folder, images of texts: directory; TFDS: data_dir; digit_scenes: cache
             train_split="train",

@@ -1,6 +1,7 @@
 """Images with captions: `config.data.name="karpathy"` (COCO, Flickr30k) and "pairs" (JSON lines).
 
-An image is an example; see `pipeline` for which of its captions it shows.
+An image is an example; see `pipeline` for which of its captions it shows. One that is not trained
+on may lack captions.
 """
 
 import functools
@@ -23,6 +24,7 @@ def load_karpathy(options, split: str) -> Source:
     path = os.path.expanduser(options.annotations)
     records = image_text.read_karpathy(path, text_files.folder_of(options, split),
                                        text_files.parts_of(split),
+                                       needs_captions=split == options.train_split,
                                        skip_defects=options.skip_defects)
     return _source(options, path, records)
 
@@ -38,6 +40,7 @@ def load_pairs(options, split: str) -> Source:
     for part in text_files.parts_of(split):
         path = text_files.file_of(options, "annotations", part)
         records += image_text.read_pairs(path, text_files.folder_of(options, part),
+                                         needs_captions=split == options.train_split,
                                          skip_defects=options.skip_defects)
     return _source(options, path, records)
 

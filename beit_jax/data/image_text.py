@@ -8,14 +8,17 @@ from beit_jax.data.source import MissingSplit
 
 
 class Captioned(NamedTuple):
-    """An image and what people say of it. image: path; image_id: as in the file."""
+    """An image and what people say of it. image: path; image_id: as in the file.
+
+    captions: () where nobody tells (the splits of test servers).
+    """
     image_id: int | str
     image: str
     captions: tuple[str, ...]
 
 
 def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
-                  skip_defects: bool = False) -> list[Captioned]:
+                  needs_captions: bool = True, skip_defects: bool = False) -> list[Captioned]:
     """Karpathy's splits: dataset_coco.json, dataset_flickr30k.json.
 
     Captions are the "raw" ones. Ids are COCO's ("cocoid"), elsewhere the file's own ("imgid").
@@ -24,15 +27,16 @@ def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
       path: of the JSON file.
       image_folder: COCO: the one that holds train2014 and val2014; Flickr30k: that of the images.
       splits: those that are wanted: ("train", "restval") for training on COCO, ("test",), ...
+      needs_captions: False keeps images without captions, for evaluation.
       skip_defects: True leaves out entries with a defect, and says so in the log.
     Returns: in the file's order.
     Raises: FileNotFoundError: no such file or folder. MissingSplit: no image of these splits.
       ValueError: another layout, or without `skip_defects` an id or a file that occurs twice, an
-      image that is not on disk, an empty caption, an image without captions.
+      image that is not on disk, an empty caption, an image that lacks the captions it needs.
     """
     images = annotations.field(annotations.read_json(path), "images", path, "the top level")
     known = set()
-    found = _Collection(image_folder)
+    found = _Collection(image_folder, needs_captions)
     for number, entry in enumerate(images):
         where = f"image {number}"
         known.add(annotations.field(entry, "split", path, where))
@@ -52,10 +56,12 @@ def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
     return found.records
 
 
-def read_pairs(path: str, image_folder: str, *, skip_defects: bool = False) -> list[Captioned]:
+def read_pairs(path: str, image_folder: str, *, needs_captions: bool = True,
+               skip_defects: bool = False) -> list[Captioned]:
     """Anybody's pairs, one JSON object a line: {"image": "a.jpg", "caption": "a cat"}.
 
-    "caption" may be a list of several; lines of one image become one record, whose id is its name.
+    "caption" may be a list of several, or null or [] where there is none; lines of one image become
+    one record, whose id is its name.
 
     Args, Raises: as of `read_karpathy`; a pair that occurs twice is a defect.
     Returns: in the order of each image's first line.
@@ -66,13 +72,13 @@ def read_pairs(path: str, image_folder: str, *, skip_defects: bool = False) -> l
         name = annotations.field(entry, "image", path, where)
         captions = annotations.field(entry, "caption", path, where)
         known = lines.setdefault(name, {})
-        for caption in [captions] if isinstance(captions, str) else captions:
+        for caption in [captions] if isinstance(captions, str) else captions or ():
             if caption in known:
                 defects.append(f"{where}: the same pair stands at {known[caption]}")
             known.setdefault(caption, where)
     if not lines:
         raise ValueError(f'{path} is empty: write {{"image": FILE, "caption": TEXT}}, one a line')
-    found = _Collection(image_folder, defects)
+    found = _Collection(image_folder, needs_captions, defects)
     for name, captions in lines.items():
         found.add(f"image {name}", name, name, list(captions))
     annotations.settle(path, found.defects, skip_defects)
@@ -99,8 +105,10 @@ def read_documents(path: str) -> list[tuple[str, ...]]:
 class _Collection:
     """Records of one file as they are read, and what was wrong with others."""
 
-    def __init__(self, image_folder: str, defects: list[str] | None = None):
-        self.image_folder, self.defects = image_folder, [] if defects is None else defects
+    def __init__(self, image_folder: str, needs_captions: bool,
+                 defects: list[str] | None = None):
+        self.image_folder, self.needs_captions = image_folder, needs_captions
+        self.defects = [] if defects is None else defects
         self.records: list[Captioned] = []
         self.seen: set = set()  # ids and names
 
@@ -116,8 +124,8 @@ class _Collection:
         wrong = [c for c in captions if annotations.is_blank(c)]
         self.defects += [f"{where}: its caption {c!r} is empty or no text" for c in wrong[:1]]
         kept = tuple(c for c in captions if not annotations.is_blank(c))
-        if not kept and not wrong:
+        if not captions and self.needs_captions:
             self.defects.append(f"{where}: it has no caption")
         image = annotations.find_image(self.image_folder, name, self.defects, where)
-        if kept and image:
+        if image and (kept or not (captions or self.needs_captions)):
             self.records.append(Captioned(image_id, image, kept))

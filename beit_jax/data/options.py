@@ -18,7 +18,7 @@ class DataOptions:
 
     Attributes:
       name: "digit_scenes/plain", "/varied", "/multi" or "/photo", "folder", "synthetic",
-        "karpathy", "pairs", "documents", "vqa", "nlvr2", "mixture", or a TFDS name.
+        "karpathy", "pairs", "documents", "vqa", "nlvr2", "index", "mixture", or a TFDS name.
       path: folder of images, or TFDS data_dir; for digit_scenes the cache, by default
         $BEIT_JAX_DATA, else ~/.cache/beit_jax.
       train_split, eval_split: what the source calls them; sources with files of texts join
@@ -46,13 +46,14 @@ class DataOptions:
       threads: threads for decoding and augmentation; 0 = one for each core.
       synthetic_examples, synthetic_classes: size of the "synthetic" data.
       text_length: tokens of a text with <s> and </s>; 0 = no text is read.
-      tokenizer: SentencePiece model file; digit_scenes makes its own where this is "".
+      tokenizer: SentencePiece model file; digit_scenes makes its own where this is "", and "index"
+        reads ids without one.
       text: digit_scenes: "captions", "questions", "statements" or "sentences" (texts alone); a
         TFDS name: the feature that holds the texts, "captions/text"; "" = no text.
       captions: "drawn" (an image is an example, with one of its captions drawn at each visit) or
         "each" (every caption is an example); evaluation always gives all captions of an image.
-      annotations: file of texts; "{split}" in it stands for the split, as in `path` and
-        `questions`. questions: VQA's questions.
+      annotations: file of texts, or index file; "{split}" in it stands for the split, as in `path`
+        and `questions`. questions: VQA's questions.
       answers: VQA's list of answers; "" = made of the training splits' annotations, of the
         answers that `answers_min_count` questions have.
       skip_defects: True leaves out entries with a defect and names them in the log.
@@ -166,7 +167,7 @@ class SplitInfo(NamedTuple):
     """What is known of a split beside its batches.
 
     records: of example `index` of the batches, records[index]; None where there are none.
-    class_names: () without classes. tokenizer: None without texts.
+    class_names: () without classes. tokenizer: None without texts, or where only ids are known.
     """
     records: Sequence[Any] | None
     class_names: tuple[str, ...]

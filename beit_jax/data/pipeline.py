@@ -38,7 +38,8 @@ def describe(options: DataOptions) -> DataInfo:
         num_eval = load(options, options.eval_split).num_examples
     except MissingSplit:
         num_eval = 0
-    vocab_size = 0 if train.texts is None else token_ids.table_rows(train.tokenizer.num_pieces)
+    pieces = train.tokenizer.num_pieces if train.tokenizer else token_ids.RELEASED_PIECES
+    vocab_size = 0 if train.texts is None else token_ids.table_rows(pieces)
     return DataInfo(len(chosen) if chosen is not None else train.num_examples, num_eval,
                     len(train.class_names), train.class_names, vocab_size)
 

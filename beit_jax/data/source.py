@@ -30,7 +30,7 @@ class Source(NamedTuple):
     images_per_example: k; with more than one there is an `image_of`.
     image_of: int64 [n * k]: picture j = example * k + side is number image_of[j] of `images`,
       `needs_pil`, `read` or `read_many`, several may be the same; None: example i shows number i.
-    texts: of the examples. tokenizer: what made their tokens.
+    texts: of the examples. tokenizer: what made their tokens; None where they came as ids.
     arrays: name -> [n, ...], joined to a batch as they are.
     records: what else is known of each example, [n], for measures that need more than numbers.
     """

@@ -16,7 +16,8 @@ class Texts(NamedTuple):
     Attributes:
       ids: int32 [t], pieces of one text after the other, without <s> and </s>.
       start, count: int64 [m], text j is ids[start[j]:start[j] + count[j]].
-      first: int64 [n + 1], example i has the texts first[i] to first[i + 1], one or more.
+      first: int64 [n + 1], example i has the texts first[i] to first[i + 1]; only an image without
+        captions, which is for evaluation alone, has none.
       length: l, tokens of a row with <s> and </s>.
       are_captions: True: evaluation gives all texts of an example; False: each has exactly one.
     """
@@ -34,12 +35,12 @@ class Texts(NamedTuple):
           index: int [b], example numbers.
           choice: float [b] in [0, 1): which of its texts each example shows; None at evaluation.
         Returns: text int32 [b, l], text_is_valid bool [b, l] (True = a real token); captions at
-          evaluation [b, r, l], r = most texts of an example; what an example lacks of r texts is
-          a row with nothing valid.
+          evaluation [b, r, l], r = most texts of an example, at least 1; what an example lacks of
+          r texts is a row with nothing valid.
         """
         first, counts = self.first[index], np.diff(self.first)
         if self.are_captions and choice is None:
-            number = np.arange(counts.max())
+            number = np.arange(max(counts.max(), 1))
             which = np.where(number < counts[index, None], first[:, None] + number, -1)
         else:
             choice = np.zeros(len(index)) if choice is None else choice
@@ -48,7 +49,8 @@ class Texts(NamedTuple):
 
     def _rows(self, which: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of the texts `which`, int [...], -1 = none."""
-        start, count = self.start[which, None], self.count[which, None]
+        start, count = (np.where(which < 0, 0, values[which] if len(values) else 0)[..., None]
+                        for values in (self.start, self.count))
         place = np.arange(self.length) - 1  # of a piece in its text; <s> stands before the first
         is_piece = (place >= 0) & (place < count)
         text = np.full(is_piece.shape, token_ids.PAD, np.int32)
@@ -79,12 +81,19 @@ def pack(blocks: Sequence[Sequence[int]], length: int) -> Texts:
 
 def encode(groups: Sequence[Sequence[str]], tokenizer: Tokenizer, length: int,
            what: str, *, are_captions: bool = False) -> Texts:
+    """`of_ids` of the texts of each example."""
+    return of_ids([[tokenizer.encode(text) for text in group] for group in groups], length, what,
+                  are_captions=are_captions)
+
+
+def of_ids(groups: Sequence[Sequence[Sequence[int]]], length: int, what: str, *,
+           are_captions: bool = False) -> Texts:
     """One or more texts for each example; what is too long is cut at the end, and logged.
 
-    Args: groups: the texts of each example. what: for the log: where they come from. are_captions:
-      see `Texts`.
+    Args: groups: of each example its texts, ids of pieces without <s> and </s>. what: for the log:
+      where they come from. are_captions: see `Texts`.
     """
-    pieces = [tokenizer.encode(text) for group in groups for text in group]
+    pieces = [text for group in groups for text in group]
     cut = sum(len(text) > length - 2 for text in pieces)
     if cut:
         logging.info("%s: %d of %d texts are longer than config.data.text_length=%d and are cut",

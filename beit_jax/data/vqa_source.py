@@ -23,9 +23,7 @@ def load(options, split: str) -> Source:
       without `holdout_images`.
     """
     text_files.require(options, "questions", "annotations", "path")
-    answers = _answer_list(options)
-    logging.info("%d answers to choose among, SHA-256 %s (VQAv2's list has %d)", len(answers),
-                 vqa.list_hash(answers), vqa.VQAV2_ANSWERS)
+    answers = answer_list(options)
     if split == _HOLDOUT:
         last = text_files.parts_of(options.train_split)[-1]
         held_out = _held_out(options, last)
@@ -68,13 +66,17 @@ def _read(options, part: str, answers: tuple[str, ...], *, drop_unlisted: bool):
 
 
 @functools.lru_cache(maxsize=4)
-def _answer_list(options) -> tuple[str, ...]:
+def answer_list(options) -> tuple[str, ...]:
     """The list of `options.answers`, or the one that the training splits' annotations give."""
     if options.answers:
-        return vqa.read_answer_list(os.path.expanduser(options.answers))
-    paths = [text_files.file_of(options, "annotations", part)
-             for part in text_files.parts_of(options.train_split)]
-    return vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
+        answers = vqa.read_answer_list(os.path.expanduser(options.answers))
+    else:
+        paths = [text_files.file_of(options, "annotations", part)
+                 for part in text_files.parts_of(options.train_split)]
+        answers = vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
+    logging.info("%d answers to choose among, SHA-256 %s (VQAv2's list has %d)", len(answers),
+                 vqa.list_hash(answers), vqa.VQAV2_ANSWERS)
+    return answers
 
 
 @functools.lru_cache(maxsize=1)

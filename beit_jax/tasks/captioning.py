@@ -7,6 +7,7 @@ Source: BEiT-3 (arXiv 2208.10442), Sec. 3.1.3; microsoft/unilm beit3/engine_for_
 import dataclasses
 import functools
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from beit_jax.models.beam_search import beam_search
 from beit_jax.models.beit3_heads import Beit3ForCaptioning
 from beit_jax.tasks import image_text
 from beit_jax.tasks import task as contract
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,14 @@ def make(config) -> contract.Task:
     """Divergence from the hidden words, smoothed; captions are found by beam search.
 
     Reads config.model (Beit3ForCaptioning), mask, loss, measure, data.text_length, data.mean,
-    data.std. Measures: `caption_metrics.scores`, and METEOR where its program is installed; of
-    images without captions only captions.json.
-    Raises: ValueError: values that do not fit together.
+    data.std. Measures: `caption_metrics.scores`, and METEOR where its program is installed, over
+    the images of which people's captions are known; captions.json has all images.
+    Raises: ValueError: values that do not fit together, no tokenizer to write captions with.
     """
     contract.check_sections(config, ("model", "mask", "loss", "measure"))
+    if config.data.name == "index" and not config.data.tokenizer:
+        raise ValueError("captions are written by a tokenizer, and index files have none: set "
+                         "config.data.tokenizer to the model that made their ids")
     model = image_text.build(Beit3ForCaptioning, config)
     mask = options.build(text_masking.HideOptions, config.mask, "config.mask")
     rule = options.build(LossOptions, config.loss, "config.loss")
@@ -122,6 +128,11 @@ def make(config) -> contract.Task:
                     for number, words, is_valid in zip(ids, rows["words"], rows["is_valid"])}
         people = {image.image_id: image.captions for image in images if image and image.captions}
         values = {}
+        if len(people) < len(captions):
+            log.warning("%d of %d images have no captions by people: %s",
+                        len(captions) - len(people), len(captions),
+                        "the measures leave them out" if people else
+                        "captions.json is written, and nothing is measured")
         if people:
             scored = {number: captions[number] for number in people}
             values = caption_metrics.scores(scored, people) | caption_java.scores(scored, people)

@@ -67,7 +67,8 @@ def make(config) -> contract.Task:
         image, ids, is_valid = inputs(batch)  # ids [b, r, l]
         if ids.ndim != 3:
             raise ValueError("the data have one text for an image, and none is its caption: "
-                             "retrieval needs config.data.text=captions, or name karpathy or pairs")
+                             "retrieval needs config.data.text=captions, or name karpathy, pairs "
+                             "or index, of captions")
         b, r, length = ids.shape
         params = {"params": variables["params"]}
         text = model.apply(params, ids.reshape(b * r, length), is_valid.reshape(b * r, length),
@@ -80,6 +81,10 @@ def make(config) -> contract.Task:
         # folds are of images in the split's order
         rows, _ = image_text.in_order(rows, split_info.records)
         has_text = rows["has_text"]
+        if not has_text.any():
+            log.warning("none of the %d images of the split has a caption: nothing is measured",
+                        len(has_text))
+            return {}, {}
         parts = rows["image"], rows["text"][has_text], np.nonzero(has_text)[0]
         values = retrieval_metrics.recalls(*parts)
         if folds and len(has_text) % folds:  # the run is worth more than these numbers

@@ -42,8 +42,9 @@ def draw(run) -> Figure | None:
             continue
         axes.imshow(images[place])
         axes.set_title(_wrapped(written.get(records[place].image_id, "")), fontsize=9)
-        axes.text(0.5, -0.04, _wrapped(records[place].captions[0]), transform=axes.transAxes,
-                  ha="center", va="top", fontsize=8, color="#777777")
+        for said in records[place].captions[:1]:  # none of images that people did not describe
+            axes.text(0.5, -0.04, _wrapped(said), transform=axes.transAxes, ha="center", va="top",
+                      fontsize=8, color="#777777")
     figure.suptitle("written captions, and in grey one of people's", fontsize=11)
     return figure
 

@@ -6,8 +6,9 @@ python -m beit_jax.main --config configs/beit3/captioning.py:base --workdir runs
 
 Measured are CIDEr-D, BLEU and ROUGE-L of our own on Karpathy's test split: close to the official
 ones, whose tokenizer is another program (docs/beit3.md). The captions lie in
-predictions/validation/captions.json, in COCO's form. Images without captions, as of NoCaps' splits,
-cannot be read yet. Lengths of captions and RandAugment of the giant are not published: as base's.
+predictions/validation/captions.json, in COCO's form; of images without captions, as of NoCaps'
+splits, they are all there is (docs/data.md, "Index files", has the keys). Lengths of captions and
+RandAugment of the giant are not published: as base's.
 Variants and what was published (CIDEr, COCO test): base 133.6, base_indomain 135.0, large 143.2,
 giant 147.6 (392 px, 16,000 steps); base_nocaps, large_nocaps: the same training at the rate that
 served NoCaps (validation CIDEr 104.4 base, 120.2 large).

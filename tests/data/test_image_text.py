@@ -50,6 +50,22 @@ def test_coco_by_split_with_its_own_ids_and_captions_as_written(tmp_path, images
     assert [record.image_id for record in train] == [7, 9]
 
 
+def test_images_without_captions_are_kept_where_none_are_needed(tmp_path, images):
+    path = write(tmp_path, spoil(lambda x: x[1].update(sentences=[])))
+    records = image_text.read_karpathy(path, images, ("train",), needs_captions=False)
+    assert [(r.image_id, len(r.captions)) for r in records] == [(42, 2), (7, 0), (9, 1)]
+    path = write(tmp_path, spoil(lambda x: x[1]["sentences"][0].update(raw="")))
+    with pytest.raises(ValueError, match="image 1 .*'' is empty"):  # a defect in any case
+        image_text.read_karpathy(path, images, ("train",), needs_captions=False)
+    path = write(tmp_path, lines({"image": "1000092795.jpg", "caption": None},
+                                 {"image": "val2014/COCO_val2014_000000000009.jpg",
+                                  "caption": []}), "pairs.jsonl")
+    records = image_text.read_pairs(path, images, needs_captions=False)
+    assert [record.captions for record in records] == [(), ()]
+    with pytest.raises(ValueError, match=r"image 1000092795.jpg: it has no caption \(2 such"):
+        image_text.read_pairs(path, images)
+
+
 def test_flickr_has_no_folders_and_ids_of_its_own(tmp_path, images):
     record, = image_text.read_karpathy(write(tmp_path, FLICKR), images, ("train",))
     assert record == (5, f"{images}/1000092795.jpg", ("A man.",))

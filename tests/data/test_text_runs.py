@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 
+import index_corpora
 import pytest
 from test_text_sources import coco, flickr, nlvr2, pairs, vqa
 from text_corpora import write_tokenizer
@@ -42,6 +43,32 @@ def test_captions_of_coco(run, tmp_path):
     assert [entry["image_id"] for entry in written] == [103, 104, 105]
     assert all(isinstance(entry["caption"], str) for entry in written)
     assert (tmp_path / "run" / "figures" / "captions.png").is_file()
+
+
+def test_captions_of_an_index_file_whose_validation_split_has_none(run, tmp_path, caplog):
+    annotations = index_corpora.captions(tmp_path, described=("train",))
+    found, predictions = run("captioning", name="index", annotations=annotations,
+                             train_split="train", eval_split="val")
+    assert found == {}
+    assert "3 of 3 images have no captions by people: captions.json is" in caplog.text
+    written = json.loads((predictions / "captions.json").read_text())
+    assert [entry["image_id"] for entry in written] == [0, 1, 2]
+    assert (tmp_path / "run" / "figures" / "captions.png").is_file()
+
+
+def test_retrieval_on_ids_alone(run, tmp_path):
+    found, _ = run("retrieval", name="index", annotations=index_corpora.captions(tmp_path),
+                   train_split="train", eval_split="val", tokenizer="")
+    assert found["ir_r10"] == 100.0 and 0 <= found["tr_r1"] <= 100  # of three images
+
+
+def test_answers_of_an_index_file_of_test_questions(run, tmp_path):
+    keys = index_corpora.questions(tmp_path) | dict(eval_split="test")
+    found, predictions = run("vqa", name="index", tokenizer="", **keys)
+    assert found == {}
+    answers = json.loads((predictions / "answers.json").read_text())
+    assert [entry["question_id"] for entry in answers] == [6000, 6001]
+    assert {entry["answer"] for entry in answers} <= set(index_corpora.ANSWERS)
 
 
 def test_retrieval_on_flickr30k(run, tmp_path):

@@ -3,13 +3,17 @@
 import dataclasses
 import json
 
+import index_corpora
 import numpy as np
 import pytest
 from text_corpora import (
     BASE,
+    SPLITS,
     WORDS,
     assert_resumes_and_splits,
+    captions_of,
     is_filler,
+    picture_of,
     pixel,
     take,
     write_image,
@@ -21,8 +25,6 @@ from text_corpora import (
 from beit_jax.data import pipeline
 from beit_jax.data.options import DataOptions
 from beit_jax.data.source import MissingSplit
-
-SPLITS = ("train", "restval", "train", "val", "val", "val", "test")  # of pictures 0 to 6
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,6 @@ def make(tmp_path, tokenizer_path):
         return DataOptions(**(BASE | dict(path=str(tmp_path / "images"), tokenizer=tokenizer_path,
                                           global_batch_size=2) | keys))
     return options
-
-
-def captions_of(number):
-    return [f"{WORDS[number]} cat", f"the {WORDS[number]} dog", "bus"][:1 + number % 3]
 
 
 def coco(folder, sizes=(16,)):
@@ -81,7 +79,8 @@ def pairs(folder):
 
 CAPTION_FILES = {"coco": ("karpathy", coco, "train+restval", 100),
                  "flickr": ("karpathy", flickr, "train", 0),
-                 "pairs": ("pairs", pairs, "train", 0)}
+                 "pairs": ("pairs", pairs, "train", 0),
+                 "index": ("index", index_corpora.captions, "train", 0)}
 
 
 @pytest.fixture(params=CAPTION_FILES)
@@ -93,11 +92,6 @@ def captioned(request, make, tmp_path):
 
 def decode(info, rows):
     return [info.tokenizer.decode(row) for row in rows]
-
-
-def picture_of(image):
-    """Numbers of the pictures, [b]."""
-    return np.rint((image.reshape(len(image), -1).mean(1) - pixel(0)) / 10).astype(int)
 
 
 def test_an_image_shows_one_of_its_own_captions_drawn_anew(captioned):

@@ -47,6 +47,14 @@ def test_evaluation_gives_all_captions_and_marks_the_missing_ones(captions, toke
     assert (rows["text"][1, 1:] == 1).all()
 
 
+def test_images_without_captions_give_a_row_without_a_valid_token(tokenizer):
+    bare = texts.encode([[], []], tokenizer, 6, "test", are_captions=True)
+    for made in (bare, bare.subset(np.array([1, 0]))):
+        rows = made.rows(np.array([0, 1]))
+        assert rows["text"].shape == (2, 1, 6) and (rows["text"] == 1).all()
+        assert not rows["text_is_valid"].any()
+
+
 def test_a_subset_keeps_the_texts_of_its_examples(captions):
     part = captions.subset(np.array([0, 2]))
     whole = captions.rows(np.array([0, 2]))

@@ -1,7 +1,10 @@
 """Small files in the layouts in which texts about images are published, for tests of `data`."""
 
+import functools
 import itertools
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -9,6 +12,7 @@ from PIL import Image
 from beit_jax.data import pipeline, text_ops
 
 WORDS = ("red", "green", "blue", "cat", "dog", "bus", "left", "right", "many", "what", "is", "the")
+SPLITS = ("train", "restval", "train", "val", "val", "val", "test")  # of pictures 0 to 6
 BASE = dict(image_px=16, crop="none", flip=0.0, threads=2, text_length=8)
 
 
@@ -21,9 +25,26 @@ def write_tokenizer(folder):
     return str(path)
 
 
+@functools.cache
+def tokenizer():
+    """The model that `write_tokenizer` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return text_ops.load(write_tokenizer(Path(folder)))
+
+
+def captions_of(number):
+    """One to three captions of picture `number`."""
+    return [f"{WORDS[number]} cat", f"the {WORDS[number]} dog", "bus"][:1 + number % 3]
+
+
 def pixel(number):
     """The value of every pixel of picture `number`."""
     return 10 * number + 100
+
+
+def picture_of(image):
+    """Numbers of the pictures in a batch, [b]."""
+    return np.rint((image.reshape(len(image), -1).mean(1) - pixel(0)) / 10).astype(int)
 
 
 def write_image(path, number, size=16):

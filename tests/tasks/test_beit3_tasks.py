@@ -360,6 +360,42 @@ def test_judges_without_records_name_examples_by_their_number(tokenizer):
     assert json.loads(files["captions.json"]) == [{"image_id": 4, "caption": CAPTIONS[1]}]
 
 
+def caption_rows(tokenizer):
+    """The first three of CAPTIONS as the network may have found them."""
+    text, is_valid = tokenizer.rows(CAPTIONS[:3], LENGTH)
+    return {"index": np.arange(3), "words": text[:, 1:], "is_valid": is_valid[:, 1:]}
+
+
+def test_captioning_judge_measures_the_images_that_people_described(tokenizer, caplog):
+    judge = make("captioning").judge
+    records = [image_text.Captioned(i, "", (CAPTIONS[i],)) for i in range(3)]
+    known = SimpleNamespace(records=records, tokenizer=tokenizer)
+    whole, files = judge(caption_rows(tokenizer), known)
+    assert "no captions by people" not in caplog.text
+    known.records = [records[0], records[1]._replace(captions=()), records[2]]
+    values, same = judge(caption_rows(tokenizer), known)
+    assert same == files
+    assert values.keys() == whole.keys() and values["BLEU-1"] == pytest.approx(1.0)
+    assert "1 of 3 images have no captions by people: the measures leave" in caplog.text
+    assert [each["caption"] for each in json.loads(files["captions.json"])] == [*CAPTIONS[:3]]
+    known.records = [record._replace(captions=()) for record in records]
+    values, same = judge(caption_rows(tokenizer), known)
+    assert values == {} and same == files
+    assert "3 of 3 images have no captions by people: captions.json is" in caplog.text
+
+
+def test_captions_of_index_files_need_a_tokenizer():
+    config = common.base()
+    config.data.update(common.HALF_MEAN_STD, text_length=LENGTH, name="index")
+    config.update(task="captioning", dtype="float32")
+    with config.unlocked():
+        config.update(SECTIONS["captioning"])
+    with pytest.raises(ValueError, match="set config.data.tokenizer"):
+        tasks.make(config)
+    config.data.tokenizer = "beit3.spm"
+    tasks.make(config)
+
+
 def test_nlvr2_judge_of_a_test_split_gives_predictions_alone():
     rows = {"index": np.array([1, 0]), "is_true": np.array([True, False]),
             "is_labelled": np.zeros(2, bool), "is_correct": np.zeros(2, bool),
@@ -382,6 +418,17 @@ def test_retrieval_judge_of_folds(caplog):
     values, _ = make("retrieval", measure=dict(folds=3)).judge(rows, known)
     assert "config.measure.folds=3 do not divide the 4 images" in caplog.text
     assert values["tr_r1"] == 50.0 and not any(name.startswith("1k_") for name in values)
+
+
+def test_retrieval_judge_of_images_without_captions_measures_nothing(caplog):
+    rows = {"index": np.arange(2), "image": np.eye(2), "text": np.eye(2)[:, None],
+            "has_text": np.zeros((2, 1), bool)}
+    assert make("retrieval", measure=dict(folds=2)).judge(
+        rows, SimpleNamespace(records=None)) == ({}, {})
+    assert "none of the 2 images of the split has a caption" in caplog.text
+    rows["has_text"] = np.array([[True], [False]])  # the other image is looked at, too
+    values, _ = make("retrieval").judge(rows, SimpleNamespace(records=None))
+    assert values["tr_r1"] == values["ir_r1"] == 100.0
 
 
 def test_imagenet_with_the_network_of_beit3():
