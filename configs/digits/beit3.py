@@ -87,7 +87,7 @@ def pretrain():
     config.mask = dict(image=dict(kind="block_exact", num_masked=6, min_block=2),  # 40 % of 16
                        text=dict(rate=0.15), pair=dict(rate=0.5))
     config.target = dict(kind="vqkd", checkpoint="stage:tokenizer", **TOKENIZER)
-    config.loss = dict(image=0.2, pair_image=0.2)  # else so small a network learns no digit
+    config.loss = dict(image=0.2, pair_image=0.2)  # digits are hardly read: docs/beit3.md
     config.optim.update(learning_rate=2e-3, min_learning_rate=1e-5, warmup_steps=150, b2=0.98,
                         weight_decay=0.05, decay_rule="kernels_and_words", clip_norm=3.0)
     config.eval.limit = 1000

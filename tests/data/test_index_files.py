@@ -17,16 +17,10 @@ from text_corpora import (
     tokenizer,
     write_json,
     write_lines,
-    write_tokenizer,
 )
 
 from beit_jax.data import index_files, nlvr2, pipeline
 from beit_jax.data.options import DataOptions
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

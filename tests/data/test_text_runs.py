@@ -7,16 +7,10 @@ import math
 import index_corpora
 import pytest
 from test_text_sources import coco, flickr, nlvr2, pairs, vqa
-from text_corpora import write_tokenizer
 
 from beit_jax import main
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -19,17 +19,11 @@ from text_corpora import (
     write_image,
     write_json,
     write_lines,
-    write_tokenizer,
 )
 
 from beit_jax.data import pipeline
 from beit_jax.data.options import DataOptions
 from beit_jax.data.source import MissingSplit
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
