@@ -38,7 +38,7 @@ demo: $(STAMP)
 	mkdir -p figures && cp $(WORKDIR)/figures/*.png figures/
 
 test: $(STAMP)
-	$(PY) -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS)) $(TEST_ARGS)
+	$(PY) -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal) $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

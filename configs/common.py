@@ -77,6 +77,7 @@ def base() -> ConfigDict:
             eval_split="validation",
             holdout_per_class=0,
             examples_per_class=0,
+            train_examples=0,
             subset_seed=0,
             global_batch_size=0,
             eval_batch_size=0,
@@ -192,7 +193,8 @@ def shrink_data(data: ConfigDict) -> None:
                 path="", annotations="", questions="", answers="", tokenizer="",
                 holdout_images=0,
                 global_batch_size=12 if data.streams else 8, eval_batch_size=0,
-                image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0)
+                image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0,
+                train_examples=0)
     if data.text_length:
         data.text_length = 16
 

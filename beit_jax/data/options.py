@@ -25,6 +25,9 @@ class DataOptions:
         several: "train+restval".
       holdout_per_class: > 0 takes the last so many training examples of each class for validation.
       examples_per_class: > 0 trains on so many of each class, chosen by `subset_seed`.
+      train_examples: > 0 trains on so many examples in all, labelled or not, chosen by
+        `subset_seed`: questions, statements, images with their captions or, with captions="each",
+        captions.
       global_batch_size: examples in a step over all processes.
       eval_batch_size: the same for evaluation; 0 = global_batch_size.
       image_px: side of `image`. target_px: side of `image_for_target`; 0 = no second view.
@@ -71,6 +74,7 @@ class DataOptions:
     eval_split: str = "validation"
     holdout_per_class: int = 0
     examples_per_class: int = 0
+    train_examples: int = 0
     subset_seed: int = 0
     eval_batch_size: int = 0
     target_px: int = 0
@@ -110,9 +114,11 @@ class DataOptions:
         require(self.name, "name", 'name a source: "digit_scenes/plain", "folder", "cifar10"')
         require(self.global_batch_size > 0, "global_batch_size", "it must be positive")
         require(self.image_px > 0, "image_px", "it must be positive")
-        for key in ("holdout_per_class", "examples_per_class", "eval_batch_size", "target_px",
-                    "threads", "color_jitter", "holdout_images"):
+        for key in ("holdout_per_class", "examples_per_class", "train_examples",
+                    "eval_batch_size", "target_px", "threads", "color_jitter", "holdout_images"):
             require(getattr(self, key) >= 0, key, "it must not be negative")
+        require(not (self.examples_per_class and self.train_examples), "train_examples",
+                "examples_per_class chooses already; set one of the two")
         require(self.crop in CROPS, "crop", f"known: {', '.join(CROPS)}")
         for key in ("interpolation", "target_filter"):
             require(getattr(self, key) in FILTERS, key, f"known: {', '.join(FILTERS)}")

@@ -16,6 +16,7 @@ from beit_jax.data.source import (
     MissingSplit,
     Source,
     each_text,
+    few,
     few_per_class,
     subset,
     with_labels,
@@ -178,6 +179,8 @@ def _train_source(options: DataOptions) -> tuple[Source, np.ndarray | None]:
         source = with_labels(source, "examples_per_class")
     if source.texts is not None and source.texts.are_captions and options.captions == "each":
         source = each_text(source)
+    if options.train_examples:
+        return source, few(source, options.train_examples, options.subset_seed)
     if not options.examples_per_class:
         return source, None
     return source, few_per_class(source.labels, options.examples_per_class, options.subset_seed)

@@ -147,3 +147,18 @@ def few_per_class(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
                              f"only {len(members)} examples")
         chosen.append(np.random.default_rng([seed, label]).permutation(members)[:per_class])
     return np.sort(np.concatenate(chosen))
+
+
+def few(source: Source, wanted: int, seed: int) -> np.ndarray:
+    """Example numbers, sorted: `wanted` of the source's, chosen by the seed.
+
+    A larger `wanted` with the same seed contains the smaller choice.
+    Raises: ValueError: fewer examples, or records that come in sequence.
+    """
+    if source.sequence is not None:
+        raise ValueError(f"config.data.train_examples needs records by number, and {source.what} "
+                         "can only be read in sequence: prepare it as array_record")
+    if wanted > source.num_examples:
+        raise ValueError(f"config.data.train_examples={wanted}, but {source.what} has only "
+                         f"{source.num_examples} examples")
+    return np.sort(np.random.default_rng(seed).permutation(source.num_examples)[:wanted])

@@ -226,12 +226,15 @@ class Beit3(nn.Module):
         image = self.place(self.embed_image(image, is_masked), "A")
         text = self.place(self.embed_text(ids), "B") * is_valid[..., None].astype(self.dtype)
         num_image = image.shape[1]
-        may_attend = jnp.pad(is_valid, ((0, 0), (num_image, 0)), constant_values=True)
-        may_attend = may_attend[:, None, None, :]
+        may_attend = self.pair_is_valid(is_valid)[:, None, None, :]
         if causal_text:
             may_attend &= causal(num_image, ids.shape[1])
         x = jnp.concatenate([image, text], axis=1)
         return self.run(x, num_image, may_attend, is_pair=True, train=train)[0]
+
+    def pair_is_valid(self, is_valid):
+        """Which tokens of a pair are none of padding: bool [b, l] of its text -> [b, n + 1 + l]."""
+        return jnp.pad(is_valid, ((0, 0), (self.num_patches + 1, 0)), constant_values=True)
 
     def start_text(self, image, max_length: int) -> Cache:
         """Encodes an image once for `continue_text`; room for `max_length` text tokens.

@@ -90,7 +90,35 @@ class Beit3ForPretraining(Beit3):
         return self.mlm_head(select(self.encode_text(ids, is_valid, train=train), words))
 
 
-class Beit3ForRetrieval(Beit3):
+class Beit3Pooled(Beit3):
+    """A backbone that is read as one vector of an image, of a text, or of both.
+
+    Attributes:
+      pool: "cls", as released: the class token, of a text its first token; "mean": the mean of all
+        tokens but padding. Pre-training asks nothing of those two tokens, so that short fine-tuning
+        finds little in them (docs/beit3.md).
+    """
+
+    pool: str = "cls"
+
+    def check(self) -> None:
+        super().check()
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f"model.pool={self.pool!r} is none of cls, mean")
+
+    def read(self, x, is_valid=None):
+        """Tokens [b, n, d] -> [b, d]; is_valid bool [b, n], True where no padding, or None."""
+        if self.pool == "cls":
+            return x[:, 0]
+        x = x.astype(jnp.float32)
+        if is_valid is None:
+            return jnp.mean(x, axis=1)
+        weights = is_valid[..., None].astype(jnp.float32)
+        # an image without a text has no token that counts
+        return jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+class Beit3ForRetrieval(Beit3Pooled):
     """Dual encoder: images and texts as unit vectors [b, d], to be compared by their products."""
 
     def setup(self):
@@ -103,12 +131,13 @@ class Beit3ForRetrieval(Beit3):
             "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
     def image_vector(self, image, *, train: bool = False):
-        """Of the class token."""
-        return to_unit(self.vision_head(self.encode_image(image, train=train)[:, 0]))
+        """Image float [b, h, w, 3] -> [b, d]."""
+        return to_unit(self.vision_head(self.read(self.encode_image(image, train=train))))
 
     def text_vector(self, ids, is_valid, *, train: bool = False):
-        """Of the first token."""
-        return to_unit(self.language_head(self.encode_text(ids, is_valid, train=train)[:, 0]))
+        """Ids int [b, l], is_valid bool [b, l] -> [b, d]."""
+        x = self.encode_text(ids, is_valid, train=train)
+        return to_unit(self.language_head(self.read(x, is_valid)))
 
     def __call__(self, image, ids, is_valid, *, train: bool = False):
         """(image vectors, text vectors, factor of their products in the contrastive loss)."""
@@ -140,8 +169,11 @@ class VqaHead(nn.Module):
         return layers.Linear(self.num_classes, kernel_init=head_init, name="fc2")(x)
 
 
-class Beit3ForVqa(Beit3):
-    """Answers to questions about images: logits [b, num_classes], read from the class token."""
+class Beit3ForVqa(Beit3Pooled):
+    """Answers to questions about images: logits [b, num_classes].
+
+    One vector of both is read: with pool="cls" the image's class token.
+    """
 
     num_classes: int = 3129
     final_norm: bool = False
@@ -152,7 +184,8 @@ class Beit3ForVqa(Beit3):
         self.head = VqaHead(self.num_classes, self.epsilon)
 
     def __call__(self, image, ids, is_valid, *, train: bool = False):
-        return self.head(self.pooler(self.encode_pair(image, ids, is_valid, train=train)[:, 0]))
+        x = self.encode_pair(image, ids, is_valid, train=train)
+        return self.head(self.pooler(self.read(x, self.pair_is_valid(is_valid))))
 
 
 class PairHead(nn.Module):
@@ -172,10 +205,10 @@ class PairHead(nn.Module):
         return linear(self.num_classes, "dense2")(x)
 
 
-class Beit3ForNlvr2(Beit3):
+class Beit3ForNlvr2(Beit3Pooled):
     """Is a sentence true of two images? Logits [b, num_classes].
 
-    The images do not see each other: class token and first word of both pairs meet in the head.
+    The images do not see each other: the vectors of image and text of both pairs meet in the head.
     Args (call): images float [b, 2, h, w, 3]; ids, is_valid.
     """
 
@@ -190,8 +223,10 @@ class Beit3ForNlvr2(Beit3):
         # the pairs of one example side by side: a batch that is split over devices stays so
         ids, is_valid = (jnp.repeat(each, 2, axis=0) for each in (ids, is_valid))
         x = self.encode_pair(images.reshape(2 * b, *images.shape[2:]), ids, is_valid, train=train)
-        ends = jnp.stack([x[:, 0], x[:, self.num_patches + 1]], axis=1)  # [2 b, 2, d]
-        return self.head(ends.reshape(b, 4 * self.width).astype(jnp.float32))
+        num_image = self.num_patches + 1
+        read = jnp.stack([self.read(x[:, :num_image]), self.read(x[:, num_image:], is_valid)],
+                         axis=1)  # [2 b, 2, d]
+        return self.head(read.reshape(b, 4 * self.width).astype(jnp.float32))
 
 
 class Beit3ForClassification(Beit3):

@@ -167,6 +167,18 @@ def test_few_labels_are_balanced_and_grow_with_their_number():
     assert sorted(i % CLASSES for i in four) == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_few_examples_are_chosen_by_the_seed_and_grow_with_their_number():
+    def examples(number, seed=0):
+        options = _options("plain", train_examples=number, subset_seed=seed, global_batch_size=3)
+        assert pipeline.describe(options).num_train == number
+        batches = _take(pipeline.train_batches(options, seed=5), number // 3)
+        return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+    three, nine = examples(3), examples(9)
+    assert len(set(nine)) == 9 and set(three) < set(nine)
+    assert sorted(examples(9)) == sorted(nine) != sorted(examples(9, seed=1))
+
+
 def test_describe_counts_examples_and_a_missing_validation_split_is_none():
     info = pipeline.describe(_options("plain"))
     assert (info.num_train, info.num_eval, info.num_classes) == (NUM, NUM, CLASSES)
@@ -178,6 +190,8 @@ def test_describe_counts_examples_and_a_missing_validation_split_is_none():
 @pytest.mark.parametrize("changes, message", [
     (dict(global_batch_size=22), "larger than the 21 training examples"),
     (dict(examples_per_class=8), "has only 7 examples"),
+    (dict(train_examples=22), "has only 21 examples"),
+    (dict(train_examples=3, examples_per_class=1), "set one of the two"),
     (dict(name="no_such_data"), "not prepared"),
     (dict(name="digit_scenes/no_such"), "known: plain, varied, multi, tiles, photo"),
 ], ids=lambda value: str(value)[:30])

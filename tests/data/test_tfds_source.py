@@ -142,16 +142,17 @@ def test_holdout_stands_for_a_missing_split(data_dirs):
             image_px=16))
 
 
-@pytest.mark.parametrize("key", ["holdout_per_class", "examples_per_class"])
-def test_labels_beforehand_need_random_access_or_memory(options, key):
-    options = dataclasses.replace(options, **{key: 3})
+@pytest.mark.parametrize("key", ["holdout_per_class", "examples_per_class", "train_examples"])
+def test_choices_beforehand_need_random_access_or_memory(options, key):
+    options = dataclasses.replace(options, **{key: 5 if key == "train_examples" else 3})
     if "tfrecord" in options.path and tfds_source._IN_MEMORY_FILES == 0:
         with pytest.raises(ValueError, match=f"{key} .*in sequence: prepare it as array_record"):
             pipeline.describe(options)
         return
     info = pipeline.describe(options)
-    assert info.num_train == (6 if key == "examples_per_class" else 17)
-    assert info.num_eval == (9 if key == "examples_per_class" else 6)
+    assert info.num_train == {"holdout_per_class": 17, "examples_per_class": 6,
+                              "train_examples": 5}[key]
+    assert info.num_eval == (6 if key == "holdout_per_class" else 9)
     batches = [next(pipeline.train_batches(options, seed=0)), *pipeline.eval_batches(options)]
     for batch in batches:
         shown = batch["is_example"]

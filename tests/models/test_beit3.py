@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,8 @@ COUNTS = {  # measured on the released modules; the paper's giant follows from i
 TINY = dict(image_px=32, patch_size=8, width=32, depth=3, num_heads=4, mlp_ratio=2.0,
             vocab_size=20, text_positions=12)
 PAIRS = dict(attention_experts="shared", vl_layers=1, subln=False)
+DUAL = {"vision_head": {"kernel": np.eye(32)}, "language_head": {"kernel": np.eye(32)},
+        "logit_scale": 0.0}  # vectors as they are read
 IDS = jnp.array([[0, 5, 9, 2, 1, 1], [0, 7, 8, 9, 4, 2]])
 IS_VALID = IDS != 1
 
@@ -175,6 +178,51 @@ def test_padding_and_hidden_patches_do_not_matter():
     keep = np.pad(IS_VALID, ((0, 0), (17, 0)), constant_values=True)
     np.testing.assert_array_equal(np.asarray(first)[keep], np.asarray(second)[keep])
     assert not np.allclose(first, run(model, params, other, IDS, IS_VALID))
+
+
+def test_the_mean_of_tokens_leaves_padding_out():
+    params = made()[1] | DUAL
+    models = {cls: cls(**TINY | dict(pool="mean")) for cls in (RETRIEVAL, VQA, NLVR2)}
+    image, is_valid = np.asarray(image_of(32)), np.asarray(IS_VALID)
+
+    def tokens(model, *args, method):
+        return np.asarray(run(model, params, *args, method=method))
+
+    def mean(x, counts):
+        return np.stack([row[kept].mean(axis=0) for row, kept in zip(x, counts)])
+
+    model, every = models[RETRIEVAL], np.ones((2, 17), bool)
+    wanted = {"image_vector": mean(tokens(model, image, method="encode_image"), every),
+              "text_vector": mean(tokens(model, IDS, IS_VALID, method="encode_text"), is_valid)}
+    for method, args in (("image_vector", (image,)), ("text_vector", (IDS, IS_VALID))):
+        said = run(model, params, *args, method=method)
+        length = np.linalg.norm(wanted[method], axis=1, keepdims=True)
+        np.testing.assert_allclose(said, wanted[method] / length, atol=1e-5)
+    # what the heads of the others are given
+    pair = tokens(models[NLVR2], image, IDS, IS_VALID, method="encode_pair")
+    wanted[NLVR2] = np.concatenate([mean(pair[:, :17], every), mean(pair[:, 17:], is_valid)], 1)
+    wanted[VQA] = mean(tokens(models[VQA], image, IDS, IS_VALID, method="encode_pair"),
+                       np.concatenate([every, is_valid], axis=1))
+
+    def given(next_fun, args, kwargs, context):
+        module = context.module.name, context.method_name
+        return args[0] if module in (("pooler", "__call__"), ("head", "__call__")) else next_fun(
+            *args, **kwargs)
+
+    with nn.intercept_methods(given):
+        vqa = run(models[VQA], params, image, IDS, IS_VALID, method="__call__")
+        nlvr2 = run(models[NLVR2], params, image[:, None].repeat(2, axis=1), IDS, IS_VALID,
+                    method="__call__")
+    np.testing.assert_allclose(vqa, wanted[VQA], atol=1e-5)
+    np.testing.assert_allclose(nlvr2, np.tile(wanted[NLVR2], 2), atol=1e-5)
+
+
+def test_an_absent_text_has_a_finite_mean_and_other_pools_are_refused():
+    model, params = RETRIEVAL(**TINY | dict(pool="mean")), made()[1]
+    absent = run(model, params | DUAL, IDS, jnp.zeros_like(IS_VALID), method="text_vector")
+    assert not np.any(absent)
+    with pytest.raises(ValueError, match="model.pool='max' is none of cls, mean"):
+        shapes_of(RETRIEVAL, TINY | dict(pool="max"))
 
 
 def test_generation_sees_no_later_text_and_its_image_no_text():
