@@ -22,6 +22,8 @@ TOKENIZER = dict(image_px=32, patch_size=16, width=96, depth=2, num_heads=3, cod
                  codebook_size=128)
 # the dark ground is near 0: at the usual mean of 0.5 every step would move all patches alike
 PIXELS = dict(mean=(0.12, 0.12, 0.12), std=(0.4, 0.4, 0.4))
+# tokens of the longest text of each kind; padding is computed with
+LENGTHS = {"": 0, "captions": 17, "questions": 8, "statements": 12}
 # use -> (kind of text, metric, factor, title, seeds)
 USES = {
     "vqa": ("questions", "accuracy", 100.0, "questions [%]", SEEDS),
@@ -29,7 +31,7 @@ USES = {
     "nlvr2": ("statements", "accuracy", 100.0, "statements [%]", SEEDS[:1]),
     "captioning": ("captions", "CIDEr-D", 100.0, "captions [CIDEr-D]", SEEDS[:1]),
 }
-STEPS = {"vqa": 600, "retrieval": 250, "nlvr2": 250, "captioning": 250}
+STEPS = {"vqa": 450, "retrieval": 200, "nlvr2": 200, "captioning": 250}
 # the few that each use is trained on: questions, captions, statements, captions
 EXAMPLES = {"vqa": 3000, "retrieval": 2000, "nlvr2": 3000, "captioning": 2000}
 STARTS = {"tuned": "pre-trained", "scratch": "from scratch", "untrained": "untrained"}
@@ -61,7 +63,7 @@ def get_config(variant: str = ""):
 def scenes(text: str = ""):
     """What all stages share: whole scenes as they are; mirrored digits would be none."""
     config = common.base()
-    config.data.update(name="digit_scenes/tiles", text=text, text_length=20 if text else 0,
+    config.data.update(name="digit_scenes/tiles", text=text, text_length=LENGTHS[text],
                        image_px=32, crop="none", flip=0.0, eval_crop_ratio=1.0,
                        global_batch_size=64, eval_batch_size=250, **PIXELS)
     config.checkpoint.every_steps = 0  # stages are short: only the end is kept
@@ -83,7 +85,7 @@ def tokenizer():
 
 def pretrain():
     config = scenes("captions")
-    config.task, config.total_steps = "beit3_pretrain", 4000  # many small steps read digits sooner
+    config.task, config.total_steps = "beit3_pretrain", 3500  # many small steps read digits sooner
     config.data.update(name="mixture", global_batch_size=48, eval_batch_size=600, text="",
                        streams=dict(
         images=dict(name="digit_scenes/tiles", text_length=0, share=1),
