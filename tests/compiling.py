@@ -8,6 +8,12 @@ import jax
 USUALLY_QUICK = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") not in ("0", "false", "")
 
 
+def pretended(devices: int) -> dict[str, str]:
+    """Environment of a process that takes the CPU for so many devices and compiles as this one."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+
+
 @contextlib.contextmanager
 def optimised():
     """For programs that run hundreds of times."""

@@ -1,12 +1,12 @@
 """Wrong input ends in one line on stderr and exit code 1 or 2: what is wrong, and what to do."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import pretended
 from PIL import Image
 
 from beit_jax import checkpoint
@@ -58,7 +58,7 @@ def test_a_wrong_value_of_a_pretraining(command, tmp_path, overrides, code, mess
 
 def test_a_batch_that_the_devices_cannot_share():
     """In a process of its own: eight pretended devices."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = pretended(8)
     done = subprocess.run(
         [sys.executable, "-m", "beit_jax.main", "--config", PRETRAIN, "--workdir", "/dev/null/w",
          "--config.data.global_batch_size=20"], env=env, capture_output=True, text=True, cwd=ROOT)

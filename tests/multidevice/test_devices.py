@@ -1,7 +1,6 @@
 """Eight devices, or two processes, compute what one computes."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import pretended
 
 from beit_jax import checkpoint
 from beit_jax.training import loop, sharding
@@ -30,8 +30,7 @@ def worker():
 
 
 def environment(devices):
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                         "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return pretended(devices) | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Nearest neighbours: a case by hand, scikit-learn, many devices, and the way through the loop."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import pretended
 from sklearn.neighbors import KNeighborsClassifier
 
 from beit_jax import tasks
@@ -175,9 +175,8 @@ for options in (sharding.MeshOptions(), sharding.MeshOptions(2, 2, 2)):
         assert gathered and not [line for line in gathered if "500" in line], gathered
 print("FOUND", found)
 """
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-                        "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=pretended(8), capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     data, line = made_up(), done.stdout.split("FOUND")[1]
     expected = {f"knn_{k}": sklearn_accuracy(*data, k, 0.07) for k in (1, 7, 100)}
