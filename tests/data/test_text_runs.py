@@ -22,6 +22,7 @@ def run(tmp_path, tokenizer_path):
                                 global_batch_size=2, text_length=8, threads=2) | data)
         config.checkpoint.keep_best = ""
         config.log.tensorboard = False
+        config.model.unroll = 1  # the loop compiles faster than its blocks one by one
         workdir = tmp_path / "run"
         found = main.run(config, str(workdir))
         return ({key.removeprefix("eval/validation/"): value for key, value in found.items()},
