@@ -135,6 +135,11 @@ def started(model, image, seed=0):
     return jax.tree.map(lambda s: random.standard_normal(s.shape).astype(np.float32) / 5, shapes)
 
 
+def predicted(model, variables, image, is_masked):
+    """In one program: operation by operation takes several times longer to compile."""
+    return jax.jit(lambda v: model.apply(v, image, is_masked, 48).patches)(variables)
+
+
 @pytest.mark.parametrize("fields", [dict(), dict(fusion="mean", target_grid=(4, 4)),
                                     dict(fusion="learned", global_layers=2, global_hidden=7)],
                          ids=["mae", "img2vec", "learned"])
@@ -154,19 +159,23 @@ def test_the_order_of_visible_patches_changes_nothing(image):
     variables, is_masked = started(model, image), cells_masked()
     order, back = masked_autoencoder.visible_first(is_masked)
     turned = jnp.concatenate([order[:, :16][:, ::-1], order[:, 16:]], axis=1)
-    decoded = []
-    for one in (order, turned):
-        pair = (one, jnp.argsort(one, axis=1))
+
+    @jax.jit
+    def decode(order):
+        pair = (order, jnp.argsort(order, axis=1))
         fused, _ = model.apply(variables, image, pair, 16, method="visible_features")
-        decoded.append(model.apply(variables, fused, pair, method="decode"))
-    np.testing.assert_allclose(decoded[0], decoded[1], atol=1e-5)
+        return model.apply(variables, fused, pair, method="decode")
+
+    np.testing.assert_allclose(decode(order), decode(turned), atol=1e-5)
 
 
 def fused_by_hand(model, variables, image, rule):
-    tokens = model.apply(variables, image, method="embed")
-    _, outputs, _ = model.apply(
-        variables, tokens, method=lambda self, x: self.run(self.blocks, self.depth, x,
-                                                           all_blocks=True))
+    @jax.jit
+    def blocks(variables):
+        return model.apply(variables, model.apply(variables, image, method="embed"), method=(
+            lambda self, x: self.run(self.blocks, self.depth, x, all_blocks=True)))
+
+    _, outputs, _ = blocks(variables)
     return model.apply(variables, rule(np.asarray(outputs)), method=lambda self, x: self.norm(x))
 
 
@@ -183,8 +192,8 @@ def standardised(x):
 def test_fusion_is_what_its_name_says(image, fields, rule):
     model = MaskedAutoencoder(**TOY, **fields)
     variables = started(model, image)
-    tokens = model.apply(variables, image, method="embed")
-    fused, last = model.apply(variables, tokens, method="fuse")
+    fused, last = jax.jit(lambda v: model.apply(
+        v, model.apply(v, image, method="embed"), method="fuse"))(variables)
     np.testing.assert_allclose(fused, fused_by_hand(model, variables, image, rule), atol=2e-5)
     np.testing.assert_allclose(last, fused_by_hand(model, variables, image, lambda h: h[-1]),
                                atol=2e-5)
@@ -197,10 +206,10 @@ def test_learned_fusion_starts_as_the_mean_and_learns(image):
     others = {k: v for k, v in variables["params"].items() if k != "fusion_logits"}
     mean = MaskedAutoencoder(**TOY, fusion="mean")
     np.testing.assert_allclose(
-        learned.apply(variables, image, is_masked, 48).patches,
-        mean.apply({"params": others}, image, is_masked, 48).patches, atol=1e-6)
-    grads = jax.grad(lambda v: jnp.sum(learned.apply(v, image, is_masked, 48).patches ** 2))(
-        variables)
+        predicted(learned, variables, image, is_masked),
+        predicted(mean, {"params": others}, image, is_masked), atol=1e-6)
+    grads = jax.jit(jax.grad(
+        lambda v: jnp.sum(learned.apply(v, image, is_masked, 48).patches ** 2)))(variables)
     assert np.all(np.abs(grads["params"]["fusion_logits"]) > 0)
 
 
@@ -208,9 +217,9 @@ def test_pooling_before_the_linear_head_equals_pooling_behind_it(image):
     pooled = MaskedAutoencoder(**TOY, target_grid=(4, 4))
     single = MaskedAutoencoder(**TOY)
     variables, is_masked = started(single, image), cells_masked()
-    fine = single.apply(variables, image, is_masked, 48).patches  # [2, 64, 5]
+    fine = predicted(single, variables, image, is_masked)  # [2, 64, 5]
     expected = fine.reshape(2, 4, 2, 4, 2, 5).mean(axis=(2, 4)).reshape(2, 16, 5)
-    np.testing.assert_allclose(pooled.apply(variables, image, is_masked, 48).patches, expected,
+    np.testing.assert_allclose(predicted(pooled, variables, image, is_masked), expected,
                                atol=1e-5)
 
 
