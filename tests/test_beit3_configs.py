@@ -3,10 +3,11 @@
 import importlib
 
 import jax
+import numpy as np
 import pytest
 
-from beit_jax import tasks
-from beit_jax.training import recipe
+from beit_jax import convert, tasks
+from beit_jax.training import recipe, state
 from configs.digits import beit3 as digits
 
 VARIANTS = {
@@ -46,6 +47,7 @@ def test_pretraining_has_the_numbers_of_table_11():
     assert (config.total_steps, optim.warmup_steps, optim.learning_rate, optim.b1, optim.b2,
             optim.eps, optim.weight_decay, optim.clip_norm, optim.schedule) == (
                 1_000_000, 10_000, 1e-3, 0.9, 0.98, 1e-6, 0.05, 3.0, "cosine")
+    assert (optim.min_learning_rate, optim.decay_rule) == (1e-5, "kernels_and_words")
     assert (config.data.global_batch_size, config.data.color_jitter, config.data.image_px,
             config.model.patch_size, config.model.drop_path_rate) == (6144, 0.4, 224, 14, 0.1)
     assert {name: stream.get("share", 1) for name, stream in streams.items()} == {
@@ -55,6 +57,22 @@ def test_pretraining_has_the_numbers_of_table_11():
     assert (config.mask.image.num_masked, config.mask.text.rate, config.mask.pair.rate) == (
         102, 0.15, 0.5)
     assert get_config("pretrain").mask.image.num_masked == 78
+
+
+def test_the_giant_takes_a_tokenizer_that_was_trained_at_224_px():
+    def arrays(variant):
+        task = tasks.make(get_config("pretrain", variant))
+        shapes = jax.eval_shape(task.frozen["vqkd"].init, jax.random.key(0))
+        return {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+                for part in shapes.values() for name, leaf in convert.flatten(part).items()}
+
+    adapt = tuple(get_config("pretrain", "giant").target.adapt)
+    of_file, wanted = arrays("base"), arrays("giant")
+    fitted = state.fit(of_file, wanted, state.InitOptions(checkpoint="x", adapt=adapt), "target")
+    assert {name: leaf.shape for name, leaf in fitted.items()} == {
+        name: leaf.shape for name, leaf in wanted.items()}
+    changed = [name for name in wanted if wanted[name].shape != of_file[name].shape]
+    assert [wanted[name].shape[1] for name in changed] == [257]
 
 
 @pytest.mark.parametrize(("variant", "count"), [  # instantiated reference modules, both heads
@@ -70,16 +88,22 @@ def test_pretraining_trains_a_model_of_the_published_size(variant, count):
 FINETUNING = {
     ("vqa", "base"): (480, 3e-5, 10, 1, 128, 0.98, 0.01, 1.0, 20, 0.1),
     ("vqa", "large"): (480, 2e-5, 10, 1, 128, 0.98, 0.01, 1.0, 20, 0.15),
+    ("vqa", "large_768"): (768, 2e-5, 10, 1, 128, 0.98, 0.01, 1.0, 20, 0.15),
     ("vqa", "giant"): (756, 1e-5, 10, 1, 128, 0.999, 0.01, 1.0, 1, 0.4),
     ("nlvr2", "base"): (224, 7e-4, 20, 5, 256, 0.999, 0.2, 0.65, 1, 0.2),
+    ("nlvr2", "base_indomain"): (224, 5e-4, 20, 5, 256, 0.999, 0.2, 0.65, 1, 0.2),
+    ("nlvr2", "large"): (224, 3e-4, 20, 5, 256, 0.999, 0.2, 0.85, 1, 0.2),
     ("nlvr2", "large_indomain"): (224, 1e-4, 20, 5, 256, 0.999, 0.2, 0.85, 1, 0.2),
     ("nlvr2", "giant"): (224, 1e-3, 20, 5, 256, 0.999, 0.05, 0.8, 1, 0.4),
     ("captioning", "base"): (480, 4e-5, 10, 1, 256, 0.999, 0.05, 1.0, 1, 0.1),
     ("captioning", "base_nocaps"): (480, 1e-5, 10, 1, 256, 0.999, 0.05, 1.0, 1, 0.1),
     ("captioning", "large"): (480, 8e-6, 10, 1, 256, 0.999, 0.05, 1.0, 1, 0.1),
+    ("captioning", "large_nocaps"): (480, 8e-6, 10, 1, 256, 0.999, 0.05, 1.0, 1, 0.1),
     ("retrieval", "coco_base"): (384, 2e-4, 15, 3, 3072, 0.999, 0.05, 0.65, 1, 0.2),
     ("retrieval", "f30k_base"): (384, 1e-4, 20, 5, 3072, 0.999, 0.05, 0.65, 1, 0.2),
     ("retrieval", "coco_large"): (384, 5e-5, 15, 3, 3072, 0.999, 0.05, 0.85, 1, 0.2),
+    ("retrieval", "f30k_large"): (384, 5e-5, 20, 5, 3072, 0.999, 0.05, 0.85, 1, 0.2),
+    ("retrieval", "coco_giant"): (420, 1e-5, 15, 3, 3072, 0.999, 0.05, 0.95, 1, 0.3),
     ("retrieval", "f30k_giant"): (420, 1e-5, 20, 5, 3072, 0.999, 0.05, 0.95, 1, 0.3),
     ("itc", "giant"): (224, 3e-5, 5, 1, 16384, 0.999, 0.05, 0.95, 1, 0.3),
     ("finetune", "base"): (224, 7e-4, 50, 5, 1024, 0.999, 0.05, 0.65, 1, 0.15),
@@ -99,6 +123,7 @@ def test_uses_have_the_published_numbers(name, expected):
     has_text = name[0] != "finetune"
     assert (config.data.eval_resize == "squash") == has_text
     assert (config.data.crop_scale == (0.5, 1.0)) == has_text
+    assert config.data.text_length == {"finetune": 0, "captioning": 32}.get(name[0], 64)
     assert (config.data.randaugment == "vl-m7") == (name[0] in ("vqa", "captioning"))
 
 

@@ -74,8 +74,11 @@ def answer_list(options) -> tuple[str, ...]:
         paths = [text_files.file_of(options, "annotations", part)
                  for part in text_files.parts_of(options.train_split)]
         answers = vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
-    logging.info("%d answers to choose among, SHA-256 %s (VQAv2's list has %d)", len(answers),
-                 vqa.list_hash(answers), vqa.VQAV2_ANSWERS)
+    logging.info("%d answers to choose among, SHA-256 %s", len(answers), vqa.list_hash(answers))
+    if len(answers) != vqa.VQAV2_ANSWERS:
+        logging.warning("VQAv2's list has %d answers, this one %d: right for questions of your "
+                        "own; for VQAv2 give train_split=train2014+val2014, whole, or answers",
+                        vqa.VQAV2_ANSWERS, len(answers))
     return answers
 
 

@@ -165,8 +165,10 @@ def make(config) -> contract.Task:
             if name == "images":
                 weights = found["image"].counts & rows["is_example"][:, None]
                 sums["codes"] = jnp.zeros(tokens.vocab_size).at[found["image"].codes].add(weights)
-            if name == "pairs":
-                add(of_rows(shift=1), rows["is_example"], "_mismatched")
+            if name == "pairs" and rows["index"].shape[0] > 1:  # one pair has no other text
+                # a filler's text is none
+                is_matched = rows["is_example"] & jnp.roll(rows["is_example"], 1)
+                add(of_rows(shift=1), is_matched, "_mismatched")
         return sums
 
     def summarize(sums):

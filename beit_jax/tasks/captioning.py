@@ -128,6 +128,9 @@ def make(config) -> contract.Task:
                     for number, words, is_valid in zip(ids, rows["words"], rows["is_valid"])}
         people = {image.image_id: image.captions for image in images if image and image.captions}
         values = {}
+        if len(captions) < len(ids):
+            log.warning("%d image(s) have the id of an earlier one, whose caption is lost: "
+                        "measure splits whose ids overlap one by one", len(ids) - len(captions))
         if len(people) < len(captions):
             log.warning("%d of %d images have no captions by people: %s",
                         len(captions) - len(people), len(captions),

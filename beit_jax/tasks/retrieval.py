@@ -87,9 +87,11 @@ def make(config) -> contract.Task:
             return {}, {}
         parts = rows["image"], rows["text"][has_text], np.nonzero(has_text)[0]
         values = retrieval_metrics.recalls(*parts)
-        if folds and len(has_text) % folds:  # the run is worth more than these numbers
-            log.warning("config.measure.folds=%d do not divide the %d images of the split: 1k_ is "
-                        "left out", folds, len(has_text))
+        size, rest = divmod(len(has_text), folds or 1)
+        # the run is worth more than these numbers
+        if folds and (rest or not has_text.reshape(folds, size, -1).any(axis=(1, 2)).all()):
+            log.warning("config.measure.folds=%d do not divide the %d images of the split, or "
+                        "leave a part without captions: 1k_ is left out", folds, len(has_text))
         elif folds:
             each = retrieval_metrics.fold_recalls(*parts, folds)
             values |= {f"1k_{name}": value for name, value in each.items()}

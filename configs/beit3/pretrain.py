@@ -66,6 +66,8 @@ def get_config(variant: str = ""):
         image_px=224 if network["patch_size"] == 16 else 256, patch_size=16, **common.VIT["base"],
         code_dim=32, codebook_size=8192,
     )
+    if network["patch_size"] != 16:  # the public tokenizer was trained at 224 px
+        config.target.adapt = ("resize_pos_embed_offset",)
     config.loss = dict(sequential=size == "giant")
     config.optim.update(
         learning_rate=run["learning_rate"], min_learning_rate=1e-5, warmup_steps=run["warmup"],

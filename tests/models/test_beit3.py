@@ -273,6 +273,20 @@ def test_samples_are_dropped_whole_and_never_by_the_first_block():
     assert not np.allclose(dropped, run(model, params, *args), atol=1e-2)
 
 
+def test_images_and_texts_of_a_sample_share_the_draw():
+    sizes = TINY | dict(depth=2, drop_path_rate=0.5)
+    args = (image_of(32, 1), IDS[:1], IS_VALID[:1])
+    args = [np.repeat(each, 24, axis=0) for each in args]  # one sample, drawn 24 times
+    said = jax.jit(lambda key: Beit3(**sizes).apply(
+        {"params": made(depth=2)[1]}, *args, method="encode_pair", train=True,
+        rngs={"drop_path": key}))(jax.random.key(0))
+    kinds = []
+    for row in np.asarray(said):
+        if not any(np.allclose(row, kind, atol=1e-4) for kind in kinds):
+            kinds.append(row)
+    assert len(kinds) == 4  # each of the last block's two branches is there or is not
+
+
 @pytest.mark.parametrize("more", [dict(remat="full"), dict(unroll=0)], ids=str)
 def test_gradients_do_not_depend_on_how_it_is_compiled(more):
     model, params = made()

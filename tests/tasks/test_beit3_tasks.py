@@ -382,6 +382,11 @@ def test_captioning_judge_measures_the_images_that_people_described(tokenizer, c
     values, same = judge(caption_rows(tokenizer), known)
     assert values == {} and same == files
     assert "3 of 3 images have no captions by people: captions.json is" in caplog.text
+    assert "the id of an earlier one" not in caplog.text
+    known.records = [records[0], records[1], records[2]._replace(image_id=0)]
+    _, files = judge(caption_rows(tokenizer), known)
+    assert "1 image(s) have the id of an earlier one" in caplog.text
+    assert [each["image_id"] for each in json.loads(files["captions.json"])] == [0, 1]
 
 
 def test_captions_of_index_files_need_a_tokenizer():
@@ -418,6 +423,11 @@ def test_retrieval_judge_of_folds(caplog):
     values, _ = make("retrieval", measure=dict(folds=3)).judge(rows, known)
     assert "config.measure.folds=3 do not divide the 4 images" in caplog.text
     assert values["tr_r1"] == 50.0 and not any(name.startswith("1k_") for name in values)
+    caplog.clear()
+    rows["has_text"] = np.array([[True, False], [False, False]] * 2)  # of images 0 and 1 alone
+    values, _ = make("retrieval", measure=dict(folds=2)).judge(rows, known)
+    assert "leave a part without captions" in caplog.text
+    assert values["ir_r5"] == 100.0 and not any(name.startswith("1k_") for name in values)
 
 
 def test_retrieval_judge_of_images_without_captions_measures_nothing(caplog):
