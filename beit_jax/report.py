@@ -23,7 +23,8 @@ class ReportOptions:
       metric: what rows are judged by, "eval/validation/top1"; a leading "-": smaller is better.
       rows: {row: {group: stages}}. A group holds the same setting with several seeds; a row is
         judged by its best group, as a learning rate would be chosen.
-      title, head, setting: of the table, of the metric's column ("": its name), of the groups'.
+      title, head, setting: of the table, of the metric's column ("": its name), of the groups'
+        ("": no such column).
       unit: stands behind the metric's name.
       scale: the metric is multiplied by it.
       digits: after the decimal point.
@@ -170,13 +171,16 @@ def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
     head = opts.head or metric
     # beside further columns there is room for spread and runs only if they say something
     has_spread = not opts.columns or any(row["n"] > 1 for row in rows)
-    heads = ["", opts.setting, f"{head} [{opts.unit}]" if opts.unit else head]
-    cells = [[row["row"], row["group"], f"{row['mean']:.{opts.digits}f}"] for row in rows]
+    names = ["", opts.setting] if opts.setting else [""]
+    heads = [*names, f"{head} [{opts.unit}]" if opts.unit else head]
+    cells = [[*(row["row"], row["group"])[:len(names)], f"{row['mean']:.{opts.digits}f}"]
+             for row in rows]
     intro = f"{head}: {metric}." if head != metric else ""
     if has_spread:
         heads += ["spread", "runs"]
-        intro = ("Mean and standard deviation over runs with different seeds; each row at its "
-                 f"best setting. {intro}".rstrip())
+        chosen = "; each row at its best setting" if opts.setting else ""
+        intro = ("Mean and standard deviation over runs with different seeds"
+                 f"{chosen}. {intro}".rstrip())
         for line, row in zip(cells, rows):
             line += ["-" if row["spread"] is None else f"{row['spread']:.{opts.digits}f}",
                      str(row["n"])]
@@ -191,7 +195,7 @@ def make(report: Mapping[str, Any], results: Mapping[str, Mapping[str, float]],
     table = rich.table.Table(title=opts.title)
     for i, name in enumerate(heads):
         # where many columns do not fit, settings are broken, names are not
-        table.add_column(name, justify="left" if i < 2 else "right", overflow="fold",
+        table.add_column(name, justify="left" if i < len(names) else "right", overflow="fold",
                          no_wrap=bool(opts.columns) and i == 0)
     for line in cells:
         table.add_row(*line)

@@ -86,6 +86,13 @@ def test_spread_and_runs_make_room_for_columns_where_each_row_is_one_run(tmp_pat
     assert "|  | layer | S | spread | runs |" in (tmp_path / "report.md").read_text()
 
 
+def test_groups_without_a_name_have_no_column(tmp_path, capsys):
+    report.make(SPEC | {"setting": "", "columns": {}}, RESULTS, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert lines[2] == "Mean and standard deviation over runs with different seeds. S: s."
+    assert lines[4] == "|  | S | spread | runs |" and "ReLU" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"metrics": "s"}, r"config\.report\.metrics is unknown \(did you mean metric\?\)"),
     ({"sort": "up"}, "config.report.sort='up' is none of ascending, descending"),

@@ -181,6 +181,6 @@ def test_written_captions_stand_beside_their_pictures(tmp_path):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["picture number 0", "picture number 1", "picture number 2", "(nothing)",
                       "picture number 4", "", "", ""]
-    assert [axes.texts[0].get_text() for axes in figure.axes[:2]] == ["a black picture",
-                                                                      "a dark picture"]
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["a black picture",
+                                                               "a dark picture"]
     assert all(len(axes.images) == (i < 5) for i, axes in enumerate(figure.axes))

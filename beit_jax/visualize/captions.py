@@ -34,17 +34,18 @@ def draw(run) -> Figure | None:
         return None  # captions of another split than the one the config names now
     shown = min(_SHOWN, len(records), len(images))
     rows = -(-shown // _ACROSS)
-    figure = Figure(figsize=(3.2 * _ACROSS, 3.7 * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * _ACROSS, 4.0 * rows), layout="compressed")
     FigureCanvasAgg(figure)
     for place, axes in enumerate(figure.subplots(rows, _ACROSS, squeeze=False).ravel()):
-        axes.set_axis_off()
         if place >= shown:
+            axes.set_axis_off()
             continue
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
         axes.imshow(images[place])
         axes.set_title(_wrapped(written.get(records[place].image_id, "")), fontsize=9)
         for said in records[place].captions[:1]:  # none of images that people did not describe
-            axes.text(0.5, -0.04, _wrapped(said), transform=axes.transAxes, ha="center", va="top",
-                      fontsize=8, color="#777777")
+            axes.set_xlabel(_wrapped(said), fontsize=8, color="#777777")
     figure.suptitle("written captions, and in grey one of people's", fontsize=11)
     return figure
 

@@ -55,7 +55,7 @@ def get_config(variant: str = ""):
     first = columns.pop(USES[main][3])
     config.report = dict(
         title="digit_scenes/tiles: each use after equally many steps", metric=first["metric"],
-        scale=first["scale"], head=USES[main][3], setting="stage", digits=1, columns=columns,
+        scale=first["scale"], head=USES[main][3], setting="", digits=1, columns=columns,
         rows={row: {main: stages} for row, stages in first["stages"].items()})
     return common.shrink(config) if smoke else config
 
