@@ -23,9 +23,10 @@ golden_files = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(golden_files)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def torchvision_operators():
-    """torchvision beside a CPU build of torch lacks two operators; it only wants them declared."""
+    """torchvision beside a CPU build of torch lacks two operators; it only wants them declared,
+    before it is imported, which transformers does by itself."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -113,7 +114,7 @@ def test_hugging_face_computes_the_golden_results_from_our_export(tmp_path, gold
 
 
 @pytest.mark.parametrize("golden", vit_files(), ids=golden_files.name)
-def test_timm_computes_the_golden_results_from_our_export(golden, torchvision_operators):
+def test_timm_computes_the_golden_results_from_our_export(golden):
     beit = pytest.importorskip("timm.models.beit")
     config = golden.config
     ours = convert.to_ours(golden.params, "microsoft")
@@ -143,7 +144,7 @@ def test_timm_computes_the_golden_results_from_our_export(golden, torchvision_op
 
 
 @pytest.mark.parametrize("golden", golden_files.load("multiway_classes"), ids=golden_files.name)
-def test_timm_computes_the_golden_classes_from_our_beit3(golden, torchvision_operators):
+def test_timm_computes_the_golden_classes_from_our_beit3(golden):
     vision_transformer = pytest.importorskip("timm.models.vision_transformer")
     config = golden.config
     model = vision_transformer.VisionTransformer(
