@@ -107,6 +107,7 @@ def fine_tuning(use: str, start: str, seed: int, pool: str):
     config = scenes(USES[use][0])
     config.data.update(train_examples=EXAMPLES[use], subset_seed=seed)
     config.task, config.seed, config.total_steps = use, seed, STEPS[use]
+    config.log.every_steps = 25
     if use in ("retrieval", "captioning"):
         config.data.captions = "each"
     config.model = dict(**BACKBONE)
