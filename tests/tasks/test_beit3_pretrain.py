@@ -148,6 +148,9 @@ def test_evaluation_counts_hidden_places_of_examples_and_asks_with_another_text(
     assert float(sums["loss_pair_text"][1]) == 5 * (B - 1) + 3
     assert float(sums["loss_pair_text_mismatched"][1]) == float(sums["loss_pair_text"][1])
     assert float(sums["loss_pair_text_mismatched"][0]) != float(sums["loss_pair_text"][0])
+    alone = {"pairs": {name: values[:1] for name, values in batch["pairs"].items()}}
+    assert not [name for name in jax.eval_shape(task.eval_step, variables, frozen, alone)
+                if "mismatched" in name]  # one pair has no other text
 
     def filled_up(rows):
         rows = {name: np.concatenate([values, values]) for name, values in rows.items()}
