@@ -25,10 +25,13 @@ sys.path.insert(0, str(TESTS))
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Runs that are started again, in this process or another, do not compile again."""
+    """Runs that are started again, in this process or another, do not compile again.
+
+    Whoever works on the tests names a lasting folder by JAX_COMPILATION_CACHE_DIR.
+    """
     import jax
 
-    folder = str(tmp_path_factory.mktemp("xla"))
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("xla"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
