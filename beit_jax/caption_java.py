@@ -1,10 +1,12 @@
 """METEOR of captions, by the original Java program in the optional package pycocoevalcap."""
 
+import functools
 import importlib.util
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 
-from absl import logging
+log = logging.getLogger(__name__)
 
 
 def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> dict[str, float]:
@@ -16,7 +18,7 @@ def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> d
     Args: as of `caption_metrics.scores`.
     """
     if importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None:
-        logging.log_first_n(logging.INFO, "no METEOR: it needs pycocoevalcap and java", 1)
+        _tell_once("no METEOR: it needs pycocoevalcap and java")
         return {}
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -26,3 +28,9 @@ def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> d
                     for i, captions in references.items()})
     found = split({i: [{"caption": candidates[i]}] for i in references})
     return {"METEOR": Meteor().compute_score(people, found)[0]}
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    """A line of the log that every evaluation would repeat."""
+    log.info(text)

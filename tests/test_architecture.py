@@ -87,6 +87,14 @@ def test_imports_run_downwards(path):
     assert not wrong
 
 
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_what_is_logged_reaches_the_console(path):
+    """main.py shows the loggers below "beit_jax" in full, and absl's warnings alone."""
+    names = {alias.name for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.ImportFrom) and node.module == "absl" for alias in node.names}
+    assert "logging" not in names
+
+
 def test_no_circles():
     known = {module_name(path) for path in FILES}
     graph = {module_name(path): {name for name, top in imports(path) if top}

@@ -7,9 +7,13 @@ import pytest
 from beit_jax import caption_java
 
 
-def test_meteor_is_left_out_without_java(monkeypatch):
+def test_meteor_is_left_out_without_java_and_that_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(caption_java.shutil, "which", lambda name: None)
-    assert caption_java.scores({1: "a cat"}, {1: ["a cat"]}) == {}
+    caption_java._tell_once.cache_clear()
+    with caplog.at_level("INFO", logger="beit_jax"):
+        assert caption_java.scores({1: "a cat"}, {1: ["a cat"]}) == {}
+        assert caption_java.scores({1: "a cat"}, {1: ["a cat"]}) == {}
+    assert caplog.messages == ["no METEOR: it needs pycocoevalcap and java"]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")

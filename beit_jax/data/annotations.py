@@ -4,10 +4,11 @@ Readers collect the defects of a file and hand them to `settle`: strict unless t
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
-from absl import logging
+log = logging.getLogger(__name__)
 
 _NAMED = 10  # defects that the log names
 
@@ -89,4 +90,4 @@ def settle(path: str, defects: Sequence[str], skip_defects: bool) -> None:
         raise ValueError(f"{path}, {defects[0]}{more}: correct it, or leave such entries out with "
                          "skip_defects=True")
     left = f"; and {len(defects) - _NAMED} more" if len(defects) > _NAMED else ""
-    logging.warning("%s: left out: %s%s", path, "; ".join(defects[:_NAMED]), left)
+    log.warning("%s: left out: %s%s", path, "; ".join(defects[:_NAMED]), left)

@@ -1,6 +1,7 @@
 """The TFDS data set `digit_scenes`: scenes and their sentences, made once on this machine."""
 import fcntl
 import io
+import logging
 import os
 import shutil
 import struct
@@ -9,9 +10,10 @@ import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from beit_jax.data import digit_scenes, scene_text
+
+log = logging.getLogger(__name__)
 
 # variant -> scenes in (train, validation). A larger image or more digits cost more time.
 SIZES = {"plain": (24_000, 2_000), "varied": (40_000, 4_000), "multi": (10_000, 1_000),
@@ -124,7 +126,7 @@ def prepare(variant: str, cache_dir: str) -> str:
 
 
 def _build(variant: str, final: str) -> None:
-    logging.info("making digit_scenes/%s in %s: under a minute, once", variant, final)
+    log.info("making digit_scenes/%s in %s: under a minute, once", variant, final)
     tfds.disable_progress_bar()
     work_dir = tempfile.mkdtemp(prefix=".building-", dir=os.path.dirname(final))
     try:

@@ -1,14 +1,16 @@
 """Plain text, packed into rows: `config.data.name="documents"`."""
 
 import functools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
 
 from beit_jax.data import image_text, text_files, texts
 from beit_jax.data.source import Source
 from beit_jax.data.text_ops import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=4)
@@ -50,8 +52,8 @@ def pack_documents(documents: Sequence[Sequence[str]], tokenizer: Tokenizer, len
         if block:
             blocks.append(block)
     if left_out:
-        logging.warning("%s: %d lines are longer than config.data.text_length=%d and are left out",
-                        what, left_out, length)
+        log.warning("%s: %d lines are longer than config.data.text_length=%d and are left out",
+                    what, left_out, length)
     if not blocks:
         raise ValueError(f"config.data.text_length={length} is too short for every line of {what}")
     return Source(len(blocks), (), what, labels=np.full(len(blocks), -1, np.int32), views={},

@@ -3,14 +3,16 @@
 DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg, or DIR/*.jpg without classes.
 """
 import functools
+import logging
 import os
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from beit_jax.data import image_table
 from beit_jax.data.source import MissingSplit, Source, held_out
+
+log = logging.getLogger(__name__)
 
 _TRAIN = ("train", "training")
 _VALIDATION = ("validation", "val", "valid", "test")
@@ -98,16 +100,16 @@ def _index(folder: str) -> _Files:
         paths = sorted(loose)
         labels = [-1] * len(paths)
     elif loose:
-        logging.warning("%s: %d files beside the class folders are not used, e.g. %s", folder,
-                        len(loose), min(loose))
+        log.warning("%s: %d files beside the class folders are not used, e.g. %s", folder,
+                    len(loose), min(loose))
     if not paths:
         raise ValueError(f"{folder} is empty: put images there, one sub-folder for each class")
     images, broken = image_table.check(paths)
     skipped = [f"{path} ({reason})" for path, reason in broken.items()]
     if skipped:
         more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-        logging.warning("%s: skipped %d of %d files: %s%s", folder, len(skipped), len(paths),
-                        "; ".join(skipped[:_NAMED]), more)
+        log.warning("%s: skipped %d of %d files: %s%s", folder, len(skipped), len(paths),
+                    "; ".join(skipped[:_NAMED]), more)
     if not len(images.paths):
         raise ValueError(f"{folder} holds {len(paths)} files, but none of them is a whole image "
                          f"({skipped[0]}): JPEG, PNG, WebP, BMP and GIF can be read")

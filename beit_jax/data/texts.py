@@ -1,13 +1,15 @@
 """Tokens of all texts of a split: kept without padding, made into rows when a batch asks."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from beit_jax import token_ids
 from beit_jax.data.text_ops import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Texts(NamedTuple):
@@ -96,8 +98,8 @@ def of_ids(groups: Sequence[Sequence[Sequence[int]]], length: int, what: str, *,
     pieces = [text for group in groups for text in group]
     cut = sum(len(text) > length - 2 for text in pieces)
     if cut:
-        logging.info("%s: %d of %d texts are longer than config.data.text_length=%d and are cut",
-                     what, cut, len(pieces), length)
+        log.info("%s: %d of %d texts are longer than config.data.text_length=%d and are cut",
+                 what, cut, len(pieces), length)
     counts = [len(group) for group in groups]
     return pack([text[:length - 2] for text in pieces], length)._replace(
         first=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), are_captions=are_captions)

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from beit_jax import vqa_metrics
 from beit_jax.data import annotations
+
+log = logging.getLogger(__name__)
 
 VQAV2_ANSWERS = 3129  # what the annotations of train and val give; the released heads have as many
 
@@ -153,8 +155,8 @@ def read(questions_path: str, annotations_path: str | None, image_folder: str,
         raise ValueError(f"{annotations_path}: none of {unlisted} questions has an answer among "
                          f"the {len(answers)} on the list, which belongs to other data")
     if unlisted:
-        logging.info("%s: %d of %d questions have no answer on the list and are dropped",
-                     questions_path, unlisted, unlisted + len(found))
+        log.info("%s: %d of %d questions have no answer on the list and are dropped",
+                 questions_path, unlisted, unlisted + len(found))
     return found
 
 

@@ -1,13 +1,15 @@
 """VQAv2: `config.data.name="vqa"`; an example is a question, its classes are the listed answers."""
 
 import functools
+import logging
 import os
 
 import numpy as np
-from absl import logging
 
 from beit_jax.data import image_table, text_files, texts, vqa
 from beit_jax.data.source import MissingSplit, Source
+
+log = logging.getLogger(__name__)
 
 _HOLDOUT = "holdout"
 _HOLDOUT_SEED = 0  # fixed: which images are held out never depends on a run
@@ -74,11 +76,11 @@ def answer_list(options) -> tuple[str, ...]:
         paths = [text_files.file_of(options, "annotations", part)
                  for part in text_files.parts_of(options.train_split)]
         answers = vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
-    logging.info("%d answers to choose among, SHA-256 %s", len(answers), vqa.list_hash(answers))
+    log.info("%d answers to choose among, SHA-256 %s", len(answers), vqa.list_hash(answers))
     if len(answers) != vqa.VQAV2_ANSWERS:
-        logging.warning("VQAv2's list has %d answers, this one %d: right for questions of your "
-                        "own; for VQAv2 give train_split=train2014+val2014, whole, or answers",
-                        vqa.VQAV2_ANSWERS, len(answers))
+        log.warning("VQAv2's list has %d answers, this one %d: right for questions of your "
+                    "own; for VQAv2 give train_split=train2014+val2014, whole, or answers",
+                    vqa.VQAV2_ANSWERS, len(answers))
     return answers
 
 

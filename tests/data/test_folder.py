@@ -163,7 +163,7 @@ def test_broken_files_are_skipped_with_their_names_in_the_log(
     (tmp_path / "a" / "notes.txt").write_text("not a picture")
     (tmp_path / "a" / "empty.jpg").write_bytes(b"")
     (tmp_path / "a" / ".hidden").write_text("nobody asked")
-    with caplog.at_level("WARNING", logger="absl"):
+    with caplog.at_level("WARNING", logger="beit_jax"):
         info = pipeline.describe(_options(tmp_path))
     assert info.num_train == 3
     assert "skipped 4 of 7 files" in caplog.text
