@@ -1,7 +1,7 @@
 """What it saves that the encoder sees visible patches only: time and memory of a training step.
 
-python -m benchmarks.masked_encoder                        (a laptop, about a minute)
-python -m benchmarks.masked_encoder --size base --batch 256        (one GPU)
+python -m benchmarks.masked_encoder  # a laptop, about a minute
+python -m benchmarks.masked_encoder --size base --batch 256  # one GPU
 Two networks of the same sizes predict the pixels of hidden patches: MAE's, and one with the hidden
 patches in the encoder as mask tokens, so that it sees the whole sequence. Their steps are timed in
 turn, on a synthetic batch that already lies on the device. Prints one line of JSON: for each, the

@@ -1,7 +1,7 @@
 """BEiT: 800 epochs of masked image modelling on ImageNet-1k. No labels are used.
 
 python -m beit_jax.main --config configs/beit/pretrain_in1k.py --workdir runs/pretrain \
-    --config.target.checkpoint=dalle.npz          (on a CPU, in seconds: ":smoke")
+    --config.target.checkpoint=dalle.npz  # on a CPU, in seconds: ":smoke"
 
 Variants:
   base, large: relative position bias and layer scale, the form of the released code ("BEiT+" in

@@ -1,7 +1,7 @@
 """BEiT v2: masked image modelling with patch aggregation on ImageNet-1k. No labels are used.
 
 python -m beit_jax.main --config configs/beitv2/pretrain.py:base_1600e --workdir runs/pretrain \
-    --config.target.checkpoint=vqkd.npz          (on a CPU, in seconds: ":smoke")
+    --config.target.checkpoint=vqkd.npz  # on a CPU, in seconds: ":smoke"
 
 The tokenizer is a run of configs/beitv2/vqkd.py, or a released one, which python -m
 beit_jax.convert --source vqkd turns into our file; large is trained with the same base-size one.

@@ -1,7 +1,7 @@
 """VQ-KD: the tokenizer of BEiT v2, 100 epochs on the images of ImageNet-1k. No labels are used.
 
 python -m beit_jax.main --config configs/beitv2/vqkd.py --workdir runs/vqkd \
-    --config.target.checkpoint=clip.npz          (on a CPU, in seconds: ":smoke")
+    --config.target.checkpoint=clip.npz  # on a CPU, in seconds: ":smoke"
 
 The teacher's file comes from python -m beit_jax.convert, --source clip or dino.
 Variants and what was published (validation images, share of the 8,192 codes in use):

@@ -1,6 +1,6 @@
 """A small dVAE on built-in 64 px scenes: to see the objective work, not to make a good tokenizer.
 
-python -m beit_jax.main --config configs/dvae/debug.py --workdir runs/dvae_debug  (":smoke")
+python -m beit_jax.main --config configs/dvae/debug.py --workdir runs/dvae_debug  # ":smoke"
 
 Sizes: n_hid 64, one block a group, 512 codes. Lengths and rates are ours; the schedules keep
 the paper's order: KL warm-up first, temperature at its end in the middle of the run.

@@ -1,6 +1,6 @@
 """A shorter tokenizer run on ImageNet-1k: 250,000 updates. Every reduced number is ours, untried.
 
-python -m beit_jax.main --config configs/dvae/imagenet_256.py --workdir runs/dvae  (CPU: ":smoke")
+python -m beit_jax.main --config configs/dvae/imagenet_256.py --workdir runs/dvae  # CPU: ":smoke"
 
 Differs from configs/dvae/paper.py in length alone: temperature and learning rate end earlier.
 """

@@ -1,6 +1,6 @@
 """The discrete VAE of DALL-E as published, on ImageNet-1k instead of 250 M text-image pairs.
 
-python -m beit_jax.main --config configs/dvae/paper.py --workdir runs/dvae   (CPU: ":smoke")
+python -m beit_jax.main --config configs/dvae/paper.py --workdir runs/dvae  # CPU: ":smoke"
 
 The published run took 64 GPUs for 3,000,000 updates; nobody has run this file to its end. The EMA
 weights of the run are the tokenizer: give its workdir as config.target.checkpoint.

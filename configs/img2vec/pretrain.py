@@ -1,7 +1,7 @@
 """Img2Vec: features of a convolutional teacher whose tokens differ much from each other.
 
 python -m beit_jax.main --config configs/img2vec/pretrain.py:base_800e --workdir runs/pretrain \
-    --config.target.checkpoint=dino_resnet50.npz          (on a CPU, in seconds: ":smoke")
+    --config.target.checkpoint=dino_resnet50.npz  # on a CPU, in seconds: ":smoke"
 
 Variants: base_300e, base_800e, large_800e, huge_800e (patches of 14 px), huge16_800e (of 16 px).
 Published, fine-tuned on ImageNet-1k: base 85.1 %, large 86.7 %, huge 87.5 % top-1; after how many
