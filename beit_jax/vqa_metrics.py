@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,6 @@ _RESTORED = {word[:i] + word[i + 1:]: word for word in _CONTRACTIONS
              for i, letter in enumerate(word) if letter == "'"}
 # A slip of the original that removes an apostrophe; kept, since its answer list was made with it.
 _RESTORED["somebody'd"] = "somebodyd"
-_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)  # of 0, 1, 2, 3, 4 and more people with the same answer
 
 
 def strip_punctuation(answer: str) -> str:
@@ -58,12 +57,22 @@ def normalize_answer(answer: str) -> str:
     return " ".join(_RESTORED.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """{answer: 0.3, 0.6, 0.9 or 1.0} for 1, 2, 3 or more people who gave it, as they wrote it.
+def share_score(num_agree: int, num_asked: int) -> float:
+    """What an answer is worth that `num_agree` of `num_asked` people gave: 3 a / n, at most 1.
 
-    Source: microsoft/unilm beit3/datasets.py, VQAv2Dataset.
+    Of ten people: 0, 0.3, 0.6, 0.9 and 1. That is VQAv2's rule "min(others who agree / 3, 1),
+    each person left out once, averaged", which is made for ten and would give the only person
+    asked 0; as a share it holds for any number: full marks for what a third of them say.
     """
-    return {answer: _SCORES[min(n, 4)] for answer, n in Counter(answers).items()}
+    return min(3 * num_agree / num_asked, 1.0)
+
+
+def soft_scores(answers: Sequence[Hashable]) -> dict:
+    """{answer: `share_score` of it}: 0.3, 0.6, 0.9, 1.0 for 1, 2, 3, 4 and more of ten people.
+
+    Source: microsoft/unilm beit3/datasets.py, VQAv2Dataset, for ten.
+    """
+    return {answer: share_score(n, len(answers)) for answer, n in Counter(answers).items()}
 
 
 def soft_targets(labels: Sequence[int], scores: Sequence[float], num_answers: int) -> np.ndarray:
@@ -74,25 +83,32 @@ def soft_targets(labels: Sequence[int], scores: Sequence[float], num_answers: in
 
 
 def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Official accuracy of one answer: mean over people of min(others who agree / 3, 1).
+    """Official accuracy of one answer among ten people's; `share_score` of it for other numbers.
 
-    Each person is left out once. People's answers lose their punctuation if they are not all the
-    same, and are otherwise compared as they stand (in VQAv2: in small letters).
+    Where people differ, their answers and the predicted one are compared in normal form. Where
+    all of them wrote the same, nothing is changed: "1,000" is then right and "1000" is wrong.
+    Blanks at the ends and line breaks never matter.
 
     Args: answers: of all people asked, ten in VQAv2.
     Returns: in [0, 1].
     Raises: ValueError: nobody answered.
-    Source: GT-Vision-Lab/VQA, vqaEval.py, evaluate.
+    Source: GT-Vision-Lab/VQA, vqaEval.py, evaluate, as it is since March 2021; before, people's
+      answers only lost their punctuation, and the predicted one was always in normal form.
     """
     if not answers:
         raise ValueError(f"answer {predicted!r} cannot be scored: the question has no answers")
-    if len(set(answers)) > 1:
-        answers = [strip_punctuation(answer) for answer in answers]
-    agree = [answer == normalize_answer(predicted) for answer in answers]
-    return sum(min((sum(agree) - own) / 3, 1.0) for own in agree) / len(agree)
+    said, found = [_one_line(answer) for answer in answers], _one_line(predicted)
+    if len(set(said)) > 1:
+        said, found = [normalize_answer(answer) for answer in said], normalize_answer(found)
+    return share_score(said.count(found), len(said))
 
 
-def accuracy(predicted: Mapping[int, str], answers: Mapping[int, Sequence[str]]) -> float:
+def _one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def accuracy(predicted: Mapping[int | str, str],
+             answers: Mapping[int | str, Sequence[str]]) -> float:
     """Official accuracy in percent: {question id: answer} against {question id: answers}.
 
     Raises: ValueError: a question is not answered, or an unknown one is.
