@@ -35,7 +35,7 @@ def sample_crop(height, width, draws, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
       scale: smallest and largest fraction of the image's area.
       ratio: smallest and largest width over height; its logarithm is uniform.
     Returns: int32 [..., 4]: top, left, height, width. Of ten tries the first that fits; else the
-      largest central box whose aspect lies within `ratio`.
+      largest central box whose aspect lies within `ratio`, its corner at (size - box) // 2.
     Source: BEiT's released pre-training code, after torchvision's RandomResizedCrop.
       `tf.image.sample_distorted_bounding_box` is another distribution.
     """
@@ -55,8 +55,8 @@ def sample_crop(height, width, draws, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     w = tf.where(found, tf.gather(w, first, batch_dims=batch_dims), whole_w)
     h = tf.where(found, tf.gather(h, first, batch_dims=batch_dims), whole_h)
     slack_y, slack_x = height - h, width - w
-    top = tf.where(found, _uniform_int(draws[..., 20], slack_y), tf.round(slack_y / 2))
-    left = tf.where(found, _uniform_int(draws[..., 21], slack_x), tf.round(slack_x / 2))
+    top = tf.where(found, _uniform_int(draws[..., 20], slack_y), slack_y // 2)
+    left = tf.where(found, _uniform_int(draws[..., 21], slack_x), slack_x // 2)
     return tf.cast(tf.stack([top, left, h, w], -1), tf.int32)
 
 

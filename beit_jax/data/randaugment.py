@@ -1,8 +1,11 @@
 """RandAugment on uint8 images [h, w, 3], with one of two sets of operations.
 
 "rand": the fifteen of the "increasing" set; "vl": ten for images with a text, no changes of hue.
-Source: BEiT fine-tuning, whose table of strengths is timm's rand_augment with inc=1; of "vl"
-  microsoft/unilm beit3/randaug.py.
+Source: BEiT fine-tuning, whose table of strengths is timm's rand_augment with inc=1, bicubic; of
+  "vl" microsoft/unilm beit3/randaug.py, whose shears, shifts and rotations are OpenCV's bilinear
+  ones. Ours are PIL's bilinear ones: OpenCV counts places from the middle of the first pixel, so
+  that a shear of 0.21 lies a tenth of a pixel further, and mixes the fill colour into the edge.
+  Its sharpness wraps round at 0 and 255; ours stops there.
 """
 import re
 from typing import NamedTuple
@@ -164,10 +167,20 @@ def _brighter(function):
     return operation
 
 
-def _pixels(translate, axis: int):
-    """A shift by M pixels; `translate` knows shares of the side."""
+def _shift(translate, axis: int):
+    """A shift by M pixels, on grey; `translate` knows shares of the side."""
     def operation(image, level, sign, fill):
-        return translate(image, sign * level / tf.cast(tf.shape(image)[axis], tf.float32), fill)
+        del fill
+        share = sign * level / tf.cast(tf.shape(image)[axis], tf.float32)
+        return translate(image, share, _GREY, "bilinear")
+    return operation
+
+
+def _bilinear(function, strength: float):
+    """A shear or rotation by `strength` M, on grey."""
+    def operation(image, level, sign, fill):
+        del fill
+        return function(image, sign * strength * level, _GREY, "bilinear")
     return operation
 
 
@@ -200,13 +213,11 @@ _VISION_LANGUAGE = {
     "Equalize": _INCREASING["Equalize"],
     "Brightness": _brighter(image_ops.brightness),
     "Sharpness": lambda image, m, sign, fill: sharpness(image, 0.1 + 0.18 * m),
-    "ShearX": lambda image, m, sign, fill: geometric.shear_x(image, sign * 0.03 * m, _GREY),
-    "ShearY": lambda image, m, sign, fill: geometric.shear_y(image, sign * 0.03 * m, _GREY),
-    "TranslateX": lambda image, m, sign, fill: _pixels(geometric.translate_x, 1)(
-        image, m, sign, _GREY),
-    "TranslateY": lambda image, m, sign, fill: _pixels(geometric.translate_y, 0)(
-        image, m, sign, _GREY),
-    "Rotate": lambda image, m, sign, fill: geometric.rotate(image, sign * 3 * m, _GREY),
+    "ShearX": _bilinear(geometric.shear_x, 0.03),
+    "ShearY": _bilinear(geometric.shear_y, 0.03),
+    "TranslateX": _shift(geometric.translate_x, 1),
+    "TranslateY": _shift(geometric.translate_y, 0),
+    "Rotate": _bilinear(geometric.rotate, 3.0),
 }
 
 OPERATIONS = {"rand": _INCREASING, "vl": _VISION_LANGUAGE}
