@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 log = logging.getLogger(__name__)
 
 MANIFEST = "integrity.json"
+RECORD = "beit_jax"  # key in the metadata of a converted file, see `recorded`
+_HEADER_BYTES = 100_000_000  # more than this no .safetensors header may have
 # Orbax writes these two after the manifest is made
 _NOT_LISTED = {MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA"}
 
@@ -310,6 +313,55 @@ def load_variables(path: str, use_ema: bool = True, collections: bool = False,
     tree = ocp.PyTreeCheckpointer().restore(step / "state", args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=as_numpy))
     return flatten(tree[name]) | flatten(tree.get("model_state", {}))
+
+
+def recorded(path: str) -> dict[str, Any]:
+    """What is known of weights beside their arrays: how they were trained.
+
+    Args:
+      path: as of `load_variables`.
+    Returns: of a run, its config; of a file that `beit_jax.convert` made, what it recorded, in the
+      same form: {"data": {"mean": [...], "std": [...]}, ...}. {} where nothing is recorded.
+    Raises: ValueError: a record that cannot be read; the message names the file.
+    """
+    where = absolute(path)
+    if where.suffix in (".npz", ".safetensors"):
+        record = _metadata(where).get(RECORD) if where.exists() else None
+        return _record(record, where) if isinstance(record, str) else {}
+    folder = where if (where / "checkpoints").is_dir() else where.parent.parent
+    file = folder / "config.json"
+    return _record(file.read_bytes(), file) if file.exists() else {}
+
+
+def _metadata(path: epath.Path) -> Mapping[str, Any]:
+    """Of a .npz the archive's comment, of a .safetensors file the metadata of its header.
+
+    {} where they are none of ours, or the file is no such file, which `load_variables` explains.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".npz":
+                with zipfile.ZipFile(file) as archive:
+                    metadata = json.loads(archive.comment)
+            else:
+                length = min(int.from_bytes(file.read(8), "little"), _HEADER_BYTES)
+                metadata = json.loads(file.read(length))["__metadata__"]
+    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, RecursionError,
+            NotImplementedError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _record(text: str | bytes, path: epath.Path) -> dict[str, Any]:
+    """JSON of one object. Raises ValueError naming the file."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: what it says of the weights is no JSON ({error})"
+                         ) from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: what it says of the weights is no JSON object")
+    return record
 
 
 def _read_file(path: epath.Path) -> dict[str, np.ndarray]:

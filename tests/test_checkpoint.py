@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from beit_jax import checkpoint
 from beit_jax.checkpoint import CheckpointOptions, Checkpoints
+from beit_jax.convert import files
 
 
 @flax.struct.dataclass
@@ -237,3 +238,40 @@ def test_flatten_and_unflatten_are_inverse():
     flat = checkpoint.flatten(tree)
     assert flat == {"a/b": 1, "a/c/d": 2, "e": 3}
     assert checkpoint.unflatten(flat) == tree
+
+
+STATISTICS = {"data": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_what_is_recorded_in_a_file_is_no_array_of_it(tmp_path, suffix):
+    path, plain = str(tmp_path / f"a.{suffix}"), str(tmp_path / f"b.{suffix}")
+    arrays = {"a/kernel": np.ones((2, 3), np.float32)}
+    files.write(path, arrays, record=STATISTICS)
+    files.write(plain, arrays)
+    assert checkpoint.recorded(path) == STATISTICS
+    for file in (path, plain):
+        assert checkpoint.load_variables(file).keys() == files.read(file).keys() == {"a/kernel"}
+    assert checkpoint.recorded(plain) == {}  # as all older files, and other people's
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"\xff" * 8, b"[" * 100_000])
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_no_such_file_has_no_record(tmp_path, suffix, damage):
+    path = tmp_path / f"a.{suffix}"
+    assert checkpoint.recorded(str(path)) == {}
+    path.write_bytes(damage)
+    assert checkpoint.recorded(str(path)) == {}
+
+
+def test_a_run_records_its_config_and_damage_to_it_names_the_file(tmp_path):
+    step = tmp_path / "checkpoints" / "7"
+    step.mkdir(parents=True)
+    assert checkpoint.recorded(str(step)) == {}
+    (tmp_path / "config.json").write_text(json.dumps(STATISTICS))
+    assert checkpoint.recorded(str(step)) == checkpoint.recorded(str(tmp_path)) == STATISTICS
+    for text in ('{"data": ', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="config.json is damaged") as caught:
+            checkpoint.recorded(str(tmp_path))
+        assert "\n" not in str(caught.value)

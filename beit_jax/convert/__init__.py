@@ -20,36 +20,45 @@ _HUGGINGFACE_REFUSED = (
 )
 
 FORMATS = {
-    "microsoft": engine.Format(tables.VIT, tables.VIT_IGNORED),
+    "microsoft": engine.Format(
+        tables.VIT, tables.VIT_IGNORED, statistics=tables.VIT_STATISTICS
+    ),
     "timm": engine.Format(
-        tables.VIT, tables.VIT_IGNORED, expand_shared_table=True, refused=_TIMM_REFUSED
+        tables.VIT, tables.VIT_IGNORED, expand_shared_table=True, refused=_TIMM_REFUSED,
+        statistics=tables.VIT_STATISTICS
     ),
     "huggingface": engine.Format(
         tables.HUGGINGFACE, tables.VIT_IGNORED, refused=_HUGGINGFACE_REFUSED
     ),
     "dalle": engine.Format(tables.DALLE),
     "vqkd": engine.Format(
-        tables.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state
+        tables.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state,
+        statistics=tables.ALWAYS_HALF  # the published process type, 2 x - 1
     ),
-    "mae": engine.Format(tables.MAE),
+    "mae": engine.Format(tables.MAE, statistics=tables.ALWAYS_IMAGENET),
     "dino": engine.Format(
-        tables.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?"
+        tables.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        statistics=tables.DINO_STATISTICS
     ),
     "dinov2": engine.Format(
         tables.DINOV2, tables.DINOV2_IGNORED, prefix=r"(module\.)?(backbone\.)?",
-        dead_state=tables.dinov2_dead_state,
+        dead_state=tables.dinov2_dead_state, statistics=tables.ALWAYS_IMAGENET
     ),
     "resnet50": engine.Format(
-        tables.RESNET, tables.RESNET_IGNORED, prefix=r"(module\.)?(backbone\.)?"
+        tables.RESNET, tables.RESNET_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        statistics=tables.ALWAYS_IMAGENET
     ),
     "clip": engine.Format(
-        tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower"
+        tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower",
+        statistics=((r"", tables.STATISTICS["clip"]),)
     ),
-    "beit3": engine.Format(beit3_tables.WITH_HEADS, refused=beit3_tables.REFUSED),
+    "beit3": engine.Format(
+        beit3_tables.WITH_HEADS, refused=beit3_tables.REFUSED, statistics=beit3_tables.STATISTICS
+    ),
     "torchscale": engine.Format(beit3_tables.BACKBONE, refused=beit3_tables.REFUSED),
     "timm_beit3": engine.Format(
         beit3_tables.TIMM, refused=beit3_tables.REFUSED,
-        left_behind=beit3_tables.TIMM_LEFT_BEHIND
+        left_behind=beit3_tables.TIMM_LEFT_BEHIND, statistics=beit3_tables.STATISTICS
     ),
 }
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from beit_jax import checkpoint, convert
-from beit_jax.convert import engine, files, huggingface
+from beit_jax.convert import engine, files, huggingface, tables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
                         help="leave out input arrays whose whole name matches")  # fmt: skip
     parser.add_argument("--num_heads", type=int, default=0,
                         help="huggingface, --reverse: if no table tells")  # fmt: skip
+    parser.add_argument("--statistics", choices=tuple(tables.STATISTICS),
+                        help="mean and deviation of the pixels that the weights were trained on, "
+                        "where the names do not tell: 0.5, or ImageNet's, or CLIP's")  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
         export(arguments) if arguments.reverse else import_(arguments)
@@ -54,16 +57,24 @@ def import_(arguments) -> None:
         if arguments.source == "dalle":
             arrays = _with_part(path, arrays)
         reference |= arrays
+    fmt = convert.get_format(arguments.source)
+    # what is dropped tells of the rest, too
+    record = engine.record_of(reference, arguments.source, fmt,
+                              tables.STATISTICS.get(arguments.statistics))
     reference = _drop(reference, arguments.drop)
-    ours, report = engine.import_arrays(reference, convert.get_format(arguments.source))
-    files.write(arguments.output, ours)
+    ours, report = engine.import_arrays(reference, fmt)
+    files.write(arguments.output, ours, record=record)
     _tell(report, ours, arguments.output)
+    _tell_statistics(record)
 
 
 def export(arguments) -> None:
     """A run's workdir, or a file of ours -> another framework's file."""
     if len(arguments.input) > 1:
         raise ValueError("--reverse reads one --input: a workdir or a file of ours")
+    if arguments.statistics:
+        raise ValueError("--statistics belongs to an import: other programs' files have no place "
+                         "for them")
     is_vqkd = arguments.source == "vqkd"  # its codebook is no parameter
     ours = checkpoint.load_variables(arguments.input[0], collections=is_vqkd)
     ours = _drop(ours, arguments.drop)
@@ -116,6 +127,17 @@ def _tell(report: engine.Report, made: dict[str, np.ndarray], path: str) -> None
         f"used {len(report.used)} arrays, ignored {len(report.ignored)}; "
         f"wrote {len(made)} arrays, {numbers:,} numbers, to {path}"
     )
+
+
+def _tell_statistics(record: dict) -> None:
+    """What the file now says of the pixels that its weights were trained on."""
+    if "data" in record:
+        mean, std = (", ".join(f"{value:.3g}" for value in record["data"][key])
+                     for key in ("mean", "std"))
+        print(f"recorded: trained on pixels of mean {mean} and deviation {std}")
+    elif record["source"] != "dalle":  # which takes pixels as they are
+        print("the names do not tell by which mean and deviation pixels were normalised: say it by "
+              f"--statistics {' or '.join(tables.STATISTICS)}, and a run that differs is refused")
 
 
 if __name__ == "__main__":

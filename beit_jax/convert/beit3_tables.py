@@ -6,7 +6,7 @@ expert's. See tables.py for what a row says. Source: the state dicts of microsof
 torchscale and of timm's beit3_*.
 """
 
-from beit_jax.convert.tables import LINEAR, NORM, under
+from beit_jax.convert.tables import HALF, IMAGENET, LINEAR, NORM, under
 
 _MODALITIES = ("A", "B")
 
@@ -63,6 +63,12 @@ WITH_HEADS = (
     + under("head.dense2.", "head/dense2/", LINEAR)
     + under("fc_norm.", "fc_norm/", NORM)  # ImageNet
     + under("head.", "head/", LINEAR)
+)
+# The released program classifies ImageNet, by the mean of the patches behind fc_norm, with its
+# statistics, and does all else with 0.5; of the pre-training nothing is published.
+STATISTICS = (
+    (r"^fc_norm\.", IMAGENET),
+    (r"^(head\.(\d|norm|dense)|vision_head\.|language_head\.)", HALF),
 )
 REFUSED = (
     (r"vl_blocks/.*", "the released BEiT-3 has no expert for pairs; its files cannot hold one"),

@@ -43,6 +43,9 @@ class Format:
       outside: why names without the prefix are left out where others bear it; "": they are not.
       dead_state: (our flat leaves) -> arrays that export adds under the reference's names, because
         the other side wants them.
+      statistics: rows (regular expression over the reference's names, (mean, std) or None): by
+        which pixels in [0, 1] were normalised where weights of such names were trained. The first
+        row that any name matches counts; None, or no row: the names do not tell.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -53,6 +56,7 @@ class Format:
     prefix: str = ""
     outside: str = ""
     dead_state: Callable[[Mapping[str, np.ndarray]], dict] = lambda ours: {}
+    statistics: tuple[tuple[str, tuple | None], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +129,24 @@ def import_arrays(
     for stack in depths.values():
         _check_depth(stack)
     return ours, Report(tuple(used), tuple(ignored), tuple(ours))
+
+
+def record_of(reference: Mapping[str, np.ndarray], source: str, fmt: Format,
+              given: tuple | None = None) -> dict:
+    """What a file made of these weights says beside them, see `checkpoint.recorded`.
+
+    Args:
+      source: name of the format.
+      given: (mean, std) as the user says; they win over what the names tell.
+    Returns: {"source": name}, and {"data": {"mean": ..., "std": ...}} where they are known.
+    """
+    told = (mean_std for pattern, mean_std in fmt.statistics
+            if any(re.search(pattern, name) for name in reference))
+    mean_std = given or next(told, None)
+    record = {"source": source}
+    if mean_std:
+        record["data"] = {"mean": list(mean_std[0]), "std": list(mean_std[1])}
+    return record
 
 
 def _bare(name: str, fmt: Format) -> str:

@@ -1,13 +1,16 @@
 """Reads and writes files of named arrays: .npz, .safetensors and torch's .pth, without torch."""
 
 import io
+import json
 import os
 import struct
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from beit_jax.checkpoint import RECORD
 from beit_jax.convert import pickled
 
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin")
@@ -49,10 +52,14 @@ def read(path: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write(path: str, arrays: Mapping[str, np.ndarray], nest: str = "") -> None:
+def write(path: str, arrays: Mapping[str, np.ndarray], nest: str = "",
+          record: Mapping[str, Any] | None = None) -> None:
     """Writes named arrays in the format of the path's suffix, and only then gives it its name.
 
     nest: of a torch file, the key under which the state dict is put ("model"); "" for none.
+    record: of a file of ours, what belongs to the weights and is no array, see
+      `checkpoint.recorded`; it stands where other readers do not stumble over it: in the comment
+      of the .npz archive, in the metadata of .safetensors.
     Raises: ValueError: unknown suffix or dtype. OSError: not writable.
     """
     suffix = _suffix(path)
@@ -60,15 +67,19 @@ def write(path: str, arrays: Mapping[str, np.ndarray], nest: str = "") -> None:
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value))
               for name, value in arrays.items()}  # fmt: skip
     partial = f"{path}.partial"
+    metadata = {RECORD: json.dumps(record)} if record else {}
     with open(partial, "wb") as file:
         if suffix == ".npz":
             np.savez(file, **arrays)
         elif suffix == ".safetensors":
             from safetensors.numpy import save  # only those who use such files need the package
 
-            file.write(save(arrays, metadata={"format": "pt"}))
+            file.write(save(arrays, metadata={"format": "pt"} | metadata))
         else:
             file.write(_torch_archive(arrays, nest))
+    if metadata and suffix == ".npz":
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.comment = json.dumps(metadata).encode()
     os.replace(partial, path)
 
 

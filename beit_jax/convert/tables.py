@@ -38,6 +38,16 @@ _TOKENS = (
     ("patch_embed.proj.weight", "patch_embed/proj/kernel", "conv"),
     ("patch_embed.proj.bias", "patch_embed/proj/bias", "same"),
 )
+
+# mean and deviation of red, green and blue by which pixels in [0, 1] are normalised
+STATISTICS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+HALF, IMAGENET = STATISTICS["half"], STATISTICS["imagenet"]
+ALWAYS_HALF, ALWAYS_IMAGENET = ((r"", HALF),), ((r"", IMAGENET),)
+
 NORM = (("weight", "scale", "same"), ("bias", "bias", "same"))
 LINEAR = (("weight", "kernel", "transpose"), ("bias", "bias", "same"))
 
@@ -67,6 +77,10 @@ VIT = (
     + under("cls_pt_lm_head.", "cls_pt_lm_head/", LINEAR)
     + under("head.", "head/", LINEAR)
 )
+
+# The released programs train BEiT on ImageNet-22k with 0.5, on ImageNet-1k and BEiT v2 with
+# ImageNet's; but for v2's head for patch aggregation the names are the same.
+VIT_STATISTICS = ((r"^cls_pt_", IMAGENET),)
 
 # (regular expression over the whole reference name, why nothing is lost by leaving it out)
 VIT_IGNORED = (
@@ -189,6 +203,8 @@ DINO = (
     + (("blocks.{i}.attn.qkv.bias", "blocks/attn/qkv/bias", "same"),)
     + under("norm.", "norm/", NORM)
 )
+# a classifier is not DINO's, and others of these names were trained with 0.5
+DINO_STATISTICS = ((r"^head\.(weight|bias)$", None), *ALWAYS_IMAGENET)
 DINO_IGNORED = ((r"head\..*", "a projection head or classifier: features end before it"),)
 
 # masked autoencoders: MAE's files, whole or the encoder alone; encoder and decoder have blocks of

@@ -8,7 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from beit_jax import convert
+from beit_jax import checkpoint, convert
+from beit_jax.convert import engine, tables
+from beit_jax.convert.__main__ import main
 
 SPEC = importlib.util.spec_from_file_location(
     "golden_reader", pathlib.Path(__file__).parents[1] / "golden" / "golden.py"
@@ -154,3 +156,52 @@ def test_hugging_face_config_tells_what_the_weights_are(golden):
     shared = golden.config.get("use_shared_rel_pos_bias", False)
     assert made["use_shared_relative_position_bias"] == shared
     assert ("vocab_size" in made) == ("vocab_size" in golden.config)
+
+
+@pytest.mark.parametrize("source, names, mean", [
+    ("microsoft", ["cls_pt_layers.0.gamma_1", "norm.weight"], 0.485),  # BEiT v2
+    ("microsoft", ["fc_norm.weight"], None),  # of BEiT on either data, and of BEiT v2
+    ("timm", ["fc_norm.weight"], None),
+    ("huggingface", ["beit.pooler.layernorm.weight"], None),
+    ("dalle", ["encoder/blocks.input.w"], None),
+    ("vqkd", ["encoder.cls_token"], 0.5),
+    ("mae", ["cls_token"], 0.485),
+    ("dino", ["cls_token"], 0.485),
+    ("dino", ["cls_token", "head.mlp.0.weight"], 0.485),
+    ("dino", ["cls_token", "head.weight"], None),  # timm's classifiers
+    ("dinov2", ["cls_token"], 0.485),
+    ("resnet50", ["conv1.weight"], 0.485),
+    ("clip", ["visual.proj"], 0.48145466),
+    ("beit3", ["fc_norm.weight", "head.weight"], 0.485),  # ImageNet
+    ("beit3", ["pooler.norm.weight", "head.0.weight"], 0.5),  # VQA
+    ("beit3", ["head.norm1.weight"], 0.5),  # NLVR2
+    ("beit3", ["language_head.weight"], 0.5),
+    ("beit3", ["beit3.text_embed.weight", "mlm_head.weight"], None),  # pre-trained, or captioning
+    ("torchscale", ["text_embed.weight"], None),
+    ("timm_beit3", ["fc_norm.weight"], 0.485),
+])
+def test_names_tell_the_statistics_of_the_pixels_or_nothing(source, names, mean):
+    reference = dict.fromkeys(names, np.zeros(1))
+    record = engine.record_of(reference, source, convert.get_format(source))
+    assert record["source"] == source
+    assert record.get("data", {"mean": [None]})["mean"][0] == mean
+    told = engine.record_of(reference, source, convert.get_format(source),
+                            tables.STATISTICS["clip"])
+    assert told["data"]["std"] == [0.26862954, 0.26130258, 0.27577711]
+
+
+def test_statistics_stand_in_the_file_even_where_what_told_them_is_dropped(tmp_path, capsys):
+    path, out = str(tmp_path / "in.npz"), str(tmp_path / "out.npz")
+    weights = golden_files.load("mim")[0].params
+    np.savez(path, **weights, **{"cls_pt_norm.weight": weights["norm.weight"]})
+    command = ["--source", "microsoft", "--input", path, "--output", out]
+    assert main([*command, "--drop", "cls_pt_.*"]) == 0
+    assert "mean 0.485, 0.456, 0.406 and deviation 0.229, 0.224, 0.225" in capsys.readouterr().out
+    assert checkpoint.recorded(out) == {"source": "microsoft", "data": {
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+    np.savez(path, **weights)
+    assert main(command) == 0
+    assert "do not tell" in capsys.readouterr().out and "data" not in checkpoint.recorded(out)
+    assert main([*command, "--statistics", "half"]) == 0
+    assert checkpoint.recorded(out)["data"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert main(["--reverse", *command, "--statistics", "half"]) == 1
