@@ -6,12 +6,13 @@ The only module that knows Orbax. A step is a folder `<workdir>/checkpoints/<ste
 
 import dataclasses
 import errno
+import fnmatch
 import json
 import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,10 +25,25 @@ from orbax.checkpoint import checkpoint_managers as policies
 log = logging.getLogger(__name__)
 
 MANIFEST = "integrity.json"
+BROKEN = "checkpoints_broken"  # beside checkpoints/
 RECORD = "beit_jax"  # key in the metadata of a converted file, see `recorded`
 _HEADER_BYTES = 100_000_000  # more than this no .safetensors header may have
 # Orbax writes these two after the manifest is made
 _NOT_LISTED = {MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA"}
+
+
+def _glob(self: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """Entries below a folder whose own name is no pattern, whatever brackets and stars it has."""
+    found = [self]
+    for part in pattern.split("/"):
+        found = [entry for folder in found if folder.is_dir() for entry in folder.iterdir()
+                 if fnmatch.fnmatchcase(entry.name, part)]
+    yield from found
+
+
+# epath's own reads the folder's name as a pattern too: below runs/lr[3e-4] Orbax, which looks for
+# what it has just written that way, would find nothing, and save nothing
+type(epath.Path()).glob = _glob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +83,14 @@ class Checkpoints:
         self._saving = None
         self._best = options.keep_best
         self._read_only = read_only
-        if jax.process_index() == 0 and not read_only:
-            set_broken_aside(self.directory)
-        multihost_utils.sync_global_devices("broken checkpoints set aside")
+        self._newest = None  # of a look from outside
+        if read_only:
+            self._newest, broken = find_whole(self.directory)
+            for folder, fault in broken.items():
+                log.warning("checkpoint %s is broken (%s): taking step %s in its place", folder,
+                            fault, self._newest.name)
+        else:
+            _on_first_process(lambda: set_broken_aside(self.directory))
         keep = [policies.LatestN(options.keep_last)]
         if self._best:
             keep.append(policies.BestN(
@@ -103,15 +124,15 @@ class Checkpoints:
         """Lists the files of the step being saved, before Orbax gives its folder the final name."""
         if jax.process_index() != 0:
             return
-        unfinished = sorted(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+        begins = f"{self._saving}.orbax-checkpoint-tmp"
+        unfinished = sorted(p for p in self.directory.iterdir() if p.name.startswith(begins))
         folder = unfinished[-1] if unfinished else self.directory / str(self._saving)
         (folder / MANIFEST).write_text(json.dumps(fingerprint(folder)))
 
     def latest_step(self) -> int | None:
         """The newest whole step, or None."""
         if self._read_only:
-            newest = newest_whole(self.directory)
-            return newest and int(newest.name)
+            return self._newest and int(self._newest.name)
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
@@ -125,13 +146,17 @@ class Checkpoints:
           step: the step's number; the newest one of all.
           state: pytree of jax arrays.
           metrics: evaluation of this very state, for `keep_best`.
-        Raises: OSError: the disk is full or not writable. Earlier steps stay.
+        Raises: OSError: the disk is full or not writable. Earlier steps stay. ValueError, after
+          the state is saved: `metrics` lack the one of `keep_best`.
         """
         if step == self._manager.latest_step():
             return
-        metrics = dict(metrics) if metrics and self._best else None
+        metrics, unknown = dict(metrics) if metrics and self._best else None, None
         if metrics:
-            self._score(metrics)  # a wrong name is an error now, not in a background thread
+            try:
+                self._score(metrics)
+            except ValueError as error:  # what was trained is saved all the same
+                metrics, unknown = None, error
         self.wait()
         self._saving = step
         try:
@@ -142,6 +167,9 @@ class Checkpoints:
         if not saved:  # Orbax refuses silently to save a step that is older than its newest
             raise RuntimeError(f"step {step} was not saved: {self.directory} holds step "
                                f"{self._manager.latest_step()}")
+        if unknown:
+            self.wait()
+            raise unknown
 
     def wait(self) -> None:
         """Returns when the last save is on the disk. Raises: OSError: as `save`."""
@@ -235,8 +263,10 @@ def fault_of(folder: epath.Path) -> str:
         return f"{MANIFEST} is missing"
     try:
         expected = json.loads((folder / MANIFEST).read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{MANIFEST} is not readable"
+    if not isinstance(expected, dict) or not all(map(_is_entry, expected.values())):
+        return f"{MANIFEST} is not a list of files with sizes and sums"
     for name, (length, _) in expected.items():
         if not (folder / name).exists():
             return f"{name} is missing"
@@ -249,6 +279,11 @@ def fault_of(folder: epath.Path) -> str:
     return ""
 
 
+def _is_entry(value: Any) -> bool:
+    """Whether it is [bytes, CRC-32] of a file, as `fingerprint` gives them."""
+    return isinstance(value, list) and [type(number) for number in value] == [int, int]
+
+
 def newest_whole(directory: epath.Path) -> epath.Path | None:
     """The newest step folder whose files are all as they were written."""
     for folder in reversed(step_folders(directory)):
@@ -257,23 +292,61 @@ def newest_whole(directory: epath.Path) -> epath.Path | None:
     return None
 
 
+def find_whole(directory: epath.Path) -> tuple[epath.Path | None, dict[epath.Path, str]]:
+    """The newest whole step, and what is wrong with those after it, newest first.
+
+    Raises: ValueError: steps were saved, and none is whole: going on as if there were none would
+      train anew from step 0 and drop what metrics.jsonl holds.
+    """
+    faults = {}
+    for folder in reversed(step_folders(directory)):
+        faults[folder] = fault_of(folder)
+        if not faults[folder]:
+            return folder, {broken: fault for broken, fault in faults.items() if fault}
+    aside = directory.parent / BROKEN
+    if faults or (aside.is_dir() and any(aside.iterdir())):
+        told = "; ".join(f"{folder.name}: {fault}" for folder, fault in faults.items())
+        where = f"in {directory} is whole ({told})" if faults else f"is left beside {aside}"
+        raise ValueError(f"no saved step {where}, and nothing was changed: put the files back, or "
+                         f"move {directory} and {BROKEN} away to start again from step 0")
+    return None, {}
+
+
 def set_broken_aside(directory: epath.Path) -> None:
     """Moves broken newest steps to `checkpoints_broken/`, down to the first whole one.
 
     A run then goes on from that one and may save the moved steps again.
+
+    Raises: ValueError: none is whole; they stay where they are.
     """
-    for folder in reversed(step_folders(directory)):
-        fault = fault_of(folder)
-        if not fault:
-            return
-        aside = directory.parent / "checkpoints_broken"
-        aside.mkdir(parents=True, exist_ok=True)
-        taken = {p.name for p in aside.iterdir()}
-        names = [folder.name] + [f"{folder.name}.{i}" for i in range(len(taken))]
-        target = aside / next(name for name in names if name not in taken)
-        log.warning("checkpoint %s is broken (%s): moved to %s, going on from the step before",
-                    folder, fault, target)
-        folder.rename(target)
+    whole, broken = find_whole(directory)
+    for folder, fault in broken.items():
+        log.warning("checkpoint %s is broken (%s): moved to %s, going on from step %s", folder,
+                    fault, _move_aside(folder), whole.name)
+
+
+def _move_aside(folder: epath.Path) -> epath.Path:
+    """Moves a step out of the way, beside others of its number. Returns: where to."""
+    aside = folder.parent.parent / BROKEN
+    aside.mkdir(parents=True, exist_ok=True)
+    taken = {p.name for p in aside.iterdir()}
+    names = [folder.name] + [f"{folder.name}.{i}" for i in range(len(taken))]
+    return folder.rename(aside / next(name for name in names if name not in taken))
+
+
+def _on_first_process(work: Callable[[], None]) -> None:
+    """Runs `work` on process 0, before any goes on; its error ends all, which would wait for it.
+
+    Raises: OSError, ValueError: as `work`.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except (OSError, ValueError) as caught:
+            error = caught
+    if multihost_utils.broadcast_one_to_all(np.int32(error is not None)):
+        raise error or ValueError("process 0 has ended: see its error")
 
 
 def load_variables(path: str, use_ema: bool = True, collections: bool = False,

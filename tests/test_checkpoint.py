@@ -70,9 +70,10 @@ def test_kept_steps_across_a_restart(tmp_path, options, kept):
     assert save_steps(tmp_path, [4, 5, 6], metrics=metrics, **options) == kept
 
 
-def test_an_unknown_best_metric_is_an_error_at_the_save(tmp_path):
+def test_an_unknown_best_metric_is_an_error_at_the_save_and_the_state_is_kept(tmp_path):
     with pytest.raises(ValueError, match="keep_best='top5' is none of .*: top1, x"):
         save_steps(tmp_path, [1], metrics={1: 0.5}, keep_best="top5")
+    assert Checkpoints(tmp_path, CheckpointOptions(), read_only=True).latest_step() == 1
 
 
 def test_saving_an_older_step_is_an_error_and_the_same_step_is_not(tmp_path):
@@ -152,6 +153,46 @@ def test_a_look_from_outside_changes_nothing(tmp_path):
     assert int(looked.restore(1, targets(make_state(0))).step) == 1
     looked.close()
     assert files_of(tmp_path) + sorted(os.listdir(tmp_path / "checkpoints")) == before
+
+
+def test_a_look_from_outside_tells_which_step_it_takes_for_a_broken_one(tmp_path, caplog):
+    save_steps(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "2" / checkpoint.MANIFEST).unlink()
+    assert Checkpoints(tmp_path, CheckpointOptions(), read_only=True).latest_step() == 1
+    assert "checkpoints/2 is broken" in caplog.text and "taking step 1" in caplog.text
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["train", "evaluate"])
+def test_where_no_step_is_whole_nothing_starts_anew_by_itself(tmp_path, read_only):
+    save_steps(tmp_path, [1, 2])
+    for step in "12":
+        (tmp_path / "checkpoints" / step / checkpoint.MANIFEST).write_text("{}]")
+    before = files_of(tmp_path)
+    for _ in range(2):  # the first try must not have made the second one possible
+        with pytest.raises(ValueError, match="no saved step .* is whole .2: .*; 1: .*away") as said:
+            Checkpoints(tmp_path, CheckpointOptions(), read_only)
+        assert "\n" not in str(said.value) and files_of(tmp_path) == before
+    (tmp_path / "checkpoints").rename(tmp_path / checkpoint.BROKEN)
+    with pytest.raises(ValueError, match="no saved step is left beside"):
+        Checkpoints(tmp_path, CheckpointOptions(), read_only)
+
+
+@pytest.mark.parametrize("text", [b"[1]", b'{"a": 5}', b'{"a": ["b", 1]}', b'{"a": [1, 2, 3]}',
+                                  b"null", b'"\xff"', b"[" * 100_000, b"{"])
+def test_an_odd_manifest_is_a_broken_step(tmp_path, text):
+    (tmp_path / checkpoint.MANIFEST).write_bytes(text)
+    fault = checkpoint.fault_of(checkpoint.absolute(tmp_path))
+    assert fault.startswith(f"{checkpoint.MANIFEST} is")
+
+
+@pytest.mark.parametrize("name", ["run lr[3e-4]", "a*b?c", "[!x]"])
+def test_a_workdir_whose_name_looks_like_a_pattern(tmp_path, name):
+    assert save_steps(tmp_path / name, [1, 2]) == [1, 2]
+    assert save_steps(tmp_path / name, [3]) == [1, 2, 3]
+    np.testing.assert_array_equal(checkpoint.load_variables(tmp_path / name)["blocks/kernel"],
+                                  np.full((4, 3), 3.0))
+    saved = Checkpoints(tmp_path / name, CheckpointOptions())
+    assert int(saved.restore(3, targets(make_state(0))).step) == 3
 
 
 def test_weights_of_a_run_prefer_the_averaged_ones_of_the_newest_whole_step(tmp_path):

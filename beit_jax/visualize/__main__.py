@@ -41,7 +41,7 @@ def collect(workdir: str) -> list[str]:
         if figure is not None:
             names.add(_save(figure, figures / f"{prefix}captions.png"))
         if label and (run / "figures").is_dir():
-            for picture in sorted((run / "figures").glob("*.png")):
+            for picture in sorted(p for p in (run / "figures").iterdir() if p.suffix == ".png"):
                 (figures / f"{prefix}{picture.name}").write_bytes(picture.read_bytes())
                 names.add(f"{prefix}{picture.name}")
     if len(stages) > 1:

@@ -52,8 +52,7 @@ def scenes(name: str):
     config = common.base()
     config.data.update(name=f"digit_scenes/{name}", image_px=32, crop="none", flip=0.0,
                        eval_batch_size=500, **common.HALF_MEAN_STD)
-    config.checkpoint.every_steps = 0  # stages are short: only the end is kept
-    config.checkpoint.keep_last = 1
+    config.checkpoint.every_steps = 0  # stages are short: only the end is saved
     return config
 
 

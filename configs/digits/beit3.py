@@ -66,8 +66,7 @@ def scenes(text: str = ""):
     config.data.update(name="digit_scenes/tiles", text=text, text_length=LENGTHS[text],
                        image_px=32, crop="none", flip=0.0, eval_crop_ratio=1.0,
                        global_batch_size=64, eval_batch_size=250, **PIXELS)
-    config.checkpoint.every_steps = 0  # stages are short: only the end is kept
-    config.checkpoint.keep_last = 1
+    config.checkpoint.every_steps = 0  # stages are short: only the end is saved
     config.log.every_steps = 100
     return config
 
