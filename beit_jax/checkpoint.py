@@ -220,9 +220,18 @@ class Checkpoints:
 
 
 def absolute(path: str) -> epath.Path:
-    """A local path made absolute, a bucket path as it is."""
+    """A local path made absolute, a bucket path as it is.
+
+    Raises: ValueError: a kind of bucket that nobody here knows.
+    """
     path = os.fspath(path)
-    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+    if "://" not in path:
+        return epath.Path(os.path.abspath(os.path.expanduser(path)))
+    try:
+        return epath.Path(path)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is none of gs://, s3://, az://; give one of these, or a "
+                         "local folder") from None
 
 
 def step_folders(directory: epath.Path) -> list[epath.Path]:

@@ -10,9 +10,10 @@ import sys
 import traceback
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_flags as loader
 
-from beit_jax import compile_cache
+from beit_jax import compile_cache, options
 
 log = logging.getLogger("beit_jax")
 
@@ -28,6 +29,14 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of the ru
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
 
 STAGE = "stage:"
+_USAGE = """\
+The same command resumes a run that was stopped. BEIT_JAX_TRACEBACK=1 shows where an error comes
+from. Exit codes: 0; 1 input that cannot be used; 2 a wrong command line; 130 interrupted; 143
+stopped by SIGTERM with the state saved.
+Recipes lie in configs/; README.md lists them. docs/architecture.md, "A config", says what the keys
+mean. A demo without any download:
+  python -m beit_jax.main --config configs/digits/beit.py --workdir runs/digits"""
+HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 
 
 class _Console(logging.Handler):
@@ -146,6 +155,10 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
 
 def _check_keys(config, order: list[str]) -> None:
     """Refuses what a recipe with stages would not read: only the stages are configs of runs."""
+    for name in order:
+        if not isinstance(config.stages[name], ConfigDict):
+            raise ValueError(f"config.stages.{name}={config.stages[name]!r} is no stage: a stage "
+                             "is a whole config")
     for key in config:
         if key not in ("stages", "report"):
             raise ValueError(f"config.{key} has no effect in a recipe with stages: set it in a "
@@ -188,6 +201,83 @@ def _fail(error: BaseException, code: int) -> int:
     return code
 
 
+def parse(argv: list[str]) -> ConfigDict:
+    """Reads the command line into the flags, and the config file.
+
+    Raises: ValueError, flags.Error, OSError: what is wrong with it, or with the file.
+    """
+    try:
+        stray = flags.FLAGS(argv)[1:]
+    except (flags.Error, ValueError, TypeError, OSError):
+        raise
+    except Exception as error:  # of the config file, a program that may raise anything
+        raise ValueError(_unknown_override(argv) or f"config file {_config_path(argv)}: "
+                         f"{type(error).__name__}: {error}") from error
+    if stray:
+        raise ValueError(f"{stray[0]!r} is no flag: values of the config are given as "
+                         "--config.a.b=value, and all else by --name=value (see --help)")
+    if not CONFIG.present or WORKDIR.value is None:
+        raise ValueError("--config and --workdir are needed: python -m beit_jax.main "
+                         "--config configs/digits/beit.py --workdir runs/digits (see --help)")
+    if not WORKDIR.value.strip():
+        raise ValueError("--workdir is empty, where a folder is needed: is the shell's variable "
+                         "set that it was made of?")
+    if "://" in WORKDIR.value:
+        from beit_jax.checkpoint import absolute
+
+        absolute(WORKDIR.value)  # refuses a kind of bucket that nobody knows
+    if isinstance(CONFIG.value, ConfigDict):
+        return CONFIG.value
+    hasattr(CONFIG.value, "keys")  # an unreadable file is reported on first use only
+    raise ValueError(f"config file {_config_path(argv)}: get_config() returned "
+                     f"{type(CONFIG.value).__name__}, not an ml_collections.ConfigDict")
+
+
+def _config_path(argv: list[str]) -> str:
+    """What --config names, FILE or FILE:VARIANT; "" if nothing."""
+    for i, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value or "".join(argv[i + 1:i + 2])
+    return ""
+
+
+def _unknown_override(argv: list[str]) -> str:
+    """What is wrong with the first --config.a.b.c whose section a.b is not there; "" if none is.
+
+    ml_collections says no more of it than the name.
+    """
+    try:
+        config = loader.ConfigFileFlagParser("config", lock_config=False).parse(_config_path(argv))
+    except Exception:  # the file itself is at fault, which `parse` tells
+        return ""
+    for argument in argv:
+        name = argument.partition("=")[0].lstrip("-")
+        node, where = config, "config"
+        for key in name.split(".")[1:-1] if name.startswith("config.") else ():
+            if key not in node:
+                return f"--{name}: {options.unknown_key(key, node.keys(), where)}"
+            node, where = node[key], f"{where}.{key}"
+            if not isinstance(node, ConfigDict):
+                return f"--{name}: {where}={node!r} is a value, not a section"
+    return ""
+
+
+def usage(argv: list[str]) -> str:
+    """What --help prints: the flags, and what the named config holds."""
+    rest = [argument for argument in argv if argument not in HELP]
+    flags.FLAGS(rest)
+    shown = [__doc__.strip(), "", "Flags:"]
+    for holder in (CONFIG, WORKDIR, EVALUATE, DISTRIBUTED, COORDINATOR, NUM_PROCESSES,
+                   PROCESS_ID):
+        shown.append(f"  --{holder.name:<14} {flags.FLAGS[holder.name].help}")
+    shown += [f"  --{'config.a.b=V':<14} any value of the config; tuples as "
+              "--config.data.crop_scale='(0.2, 1.0)'", "", _USAGE]
+    if isinstance(CONFIG.value, ConfigDict):
+        shown += ["", f"Values of {_config_path(rest)}, overrides included:", str(CONFIG.value)]
+    return "\n".join(shown)
+
+
 def main(argv: list[str]) -> int:
     """Parses the flags and runs.
 
@@ -198,11 +288,10 @@ def main(argv: list[str]) -> int:
       knows that the run is to go on.
     """
     try:
-        flags.FLAGS(argv)
-        if CONFIG.value is None or WORKDIR.value is None:
-            raise ValueError("--config and --workdir are needed: python -m beit_jax.main "
-                             "--config configs/digits/beit.py --workdir runs/digits")
-        CONFIG.value.keys()  # an unreadable file is reported on first use only
+        if set(argv[1:]) & set(HELP):
+            print(usage(argv))
+            return 0
+        config = parse(argv)
     except (flags.Error, ValueError, LookupError, AttributeError, TypeError, OSError,
             ImportError, SyntaxError, NotImplementedError) as error:
         return _fail(error, 2)
@@ -212,7 +301,7 @@ def main(argv: list[str]) -> int:
         from beit_jax.training.preemption import Stopped
 
         try:
-            run(CONFIG.value, WORKDIR.value, EVALUATE.value)
+            run(config, WORKDIR.value, EVALUATE.value)
         except Stopped as stopped:
             print(stopped, file=sys.stderr, flush=True)
             return 143
@@ -225,7 +314,7 @@ def main(argv: list[str]) -> int:
 
 
 def entry() -> None:
-    """For `python -m beit_jax.main` and the installed command."""
+    """`python -m beit_jax.main`, and of scripts that bring tasks of their own."""
     sys.exit(main(sys.argv))
 
 

@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="entries of the model (%(default)s, as released)")  # fmt: skip
     parser.add_argument("--kind", choices=("unigram", "bpe"), default="unigram")
     parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     try:
         write(arguments)

@@ -1,5 +1,6 @@
 """The command line: stages, flags, exit codes."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -86,12 +87,61 @@ def test_overrides_evaluate_and_resume_by_flags(toy, command, tmp_path):
     (("--config", TOY, "--workdir", "w", "--config.total_steps=many"), 2, "many"),
     (("--config", TOY, "--workdir", "w", "--bogus"), 2, "bogus"),
     (("--config", TOY, "--workdir", "w", "--num_processes=2"), 1, "go together"),
+    (("--config", TOY, "--workdir", "w", "total_steps=3"), 2, "'total_steps=3' is no flag"),
+    (("--config", TOY, "--workdir="), 2, "--workdir is empty"),
+    (("--config", TOY, "--workdir=foo://x"), 2, "'foo://' is none of gs://"),
+    (("--config", TOY, "--workdir", "w", "--config.init.checkpoint=foo://x"), 1,
+     "'foo://' is none of gs://"),
+    (("--config", TOY + ":stages", "--workdir", "w", "--config.stages.alhpa.seed=1"), 2,
+     "--config.stages.alhpa.seed: config.stages.alhpa is unknown (did you mean alpha?); known: "
+     "alpha, beta, zeta"),
+    (("--config", TOY, "--workdir", "w", "--config.optm.b1=1.0"), 2, "did you mean optim?"),
+    (("--config", TOY, "--workdir", "w", "--config.seed.b=1"), 2, "seed=0 is a value, not a"),
+    (("--config", TOY + ":stages", "--workdir", "w", "--config.stages.x=3"), 1,
+     "config.stages.x=3 is no stage"),
 ], ids=lambda value: None if isinstance(value, tuple | int) else value.split()[0])
 def test_a_wrong_command_line_is_one_line(toy, command, arguments, code, message):
     found, err, _ = command(*arguments)
     # the first line of a command that could be read says what it runs on
     assert found == code and len(err) <= (1 if code == 2 else 2)
     assert err[-1].startswith("error: ") and message in err[-1]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("raise RuntimeError('no idea')", "RuntimeError: no idea"),
+    ("return {}['lost']", "KeyError: 'lost'"), ("return 1 / 0", "ZeroDivisionError"),
+    ("return dict(seed=0)", "get_config() returned dict, not an ml_collections.ConfigDict"),
+    ("pass", "get_config() returned NoneType"), ("return [1]", "get_config() returned list"),
+    ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+], ids=lambda value: value.split("(")[0])
+def test_a_config_file_that_cannot_be_used_is_one_line(command, tmp_path, text, message):
+    path = tmp_path / "config.py"
+    path.write_text(f"def get_config(variant=''):\n    {text}\n")
+    found, err, _ = command("--config", path, "--workdir", tmp_path / "w")
+    assert found == 2 and err[-1].startswith(f"error: config file {path}: ")
+    assert message in err[-1] and not any("Traceback" in line for line in err)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "-h"])
+def test_help_names_the_flags_and_the_values_of_the_config(toy, command, flag):
+    code, err, out = command(flag)
+    assert (code, err) == (0, [])
+    assert all(f"--{holder.name} " in out for holder in vars(main).values()
+               if isinstance(holder, main.flags.FlagHolder))
+    code, err, out = command("--config", TOY, flag, "--config.optim.learning_rate=0.25")
+    assert (code, err) == (0, []) and "learning_rate: 0.25" in out
+
+
+@pytest.mark.parametrize("name", ["convert", "train_tokenizer", "visualize"])
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_of_the_other_commands(name, flag, monkeypatch, capsys):
+    module = importlib.import_module(
+        f"beit_jax.{name}" + ("" if name == "train_tokenizer" else ".__main__"))
+    monkeypatch.setattr(sys, "argv", [name, flag])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and out.startswith("usage: python -m beit_jax.")
 
 
 def test_traceback_on_request(toy, command, monkeypatch):

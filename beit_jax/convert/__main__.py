@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--statistics", choices=tuple(tables.STATISTICS),
                         help="mean and deviation of the pixels that the weights were trained on, "
                         "where the names do not tell: 0.5, or ImageNet's, or CLIP's")  # fmt: skip
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     try:
         export(arguments) if arguments.reverse else import_(arguments)

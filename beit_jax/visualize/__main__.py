@@ -95,6 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m beit_jax.visualize",
                                      description="Draws the figures of a workdir and its stages.")
     parser.add_argument("--workdir", required=True, help="folder that beit_jax.main wrote")
+    parser.add_argument("--helpfull", action="help", help=argparse.SUPPRESS)
     workdir = parser.parse_args().workdir
     try:
         if not absolute(workdir).is_dir():
