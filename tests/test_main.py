@@ -100,7 +100,9 @@ def test_overrides_evaluate_and_resume_by_flags(toy, command, tmp_path):
     (("--config", TOY + ":stages", "--workdir", "w", "--config.stages.x=3"), 1,
      "config.stages.x=3 is no stage"),
 ], ids=lambda value: None if isinstance(value, tuple | int) else value.split()[0])
-def test_a_wrong_command_line_is_one_line(toy, command, arguments, code, message):
+def test_a_wrong_command_line_is_one_line(
+        toy, command, monkeypatch, tmp_path, arguments, code, message):
+    monkeypatch.chdir(tmp_path)  # where "w" is
     found, err, _ = command(*arguments)
     # the first line of a command that could be read says what it runs on
     assert found == code and len(err) <= (1 if code == 2 else 2)
