@@ -1,4 +1,6 @@
-"""python -m beit_jax.visualize --workdir DIR: all figures of a run and its stages, in DIR/figures.
+"""python -m beit_jax.visualize --workdir DIR
+
+Draws all figures of a run and its stages, in DIR/figures.
 
 The curves are drawn anew; pictures that the tasks drew while training are copied.
 """

@@ -1,0 +1,134 @@
+"""Every command that the documentation tells somebody to type is one that works."""
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import tomllib
+
+import documented
+import pytest
+from documented import PAGES, ROOT, SCRIPTS
+
+from beit_jax import main, tasks
+from beit_jax.training import recipe
+
+BLOCKS = [block for path in PAGES for block in documented.blocks_of_page(path)]
+BLOCKS += [block for path in PAGES for block in documented.sentences(path)]
+BLOCKS += [block for path in SCRIPTS for block in documented.blocks_of_script(path)]
+CLASSES, WORDS = 1_000, 64_010  # what the data of published recipes have
+
+
+def test_commands_were_found_where_they_stand():
+    places = {block.where.partition(":")[0] for block in BLOCKS}
+    assert len(BLOCKS) > 60
+    assert places >= {"README.md", "docs/checkpoints.md", "docs/multihost.md", "docs/results.md",
+                      "configs/beit/pretrain_in1k.py", "benchmarks/train_step.py"}
+    recipes = {str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*/*.py")
+               if path.stem != "__init__"}
+    assert recipes <= places  # every recipe says how it is started
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_command_hides_in_a_block_that_is_not_tagged_as_one(path):
+    for block in documented.other_blocks(path):
+        assert not re.search(r"^\s*(python|pip|make|tensorboard|launch/)\b", block.text, re.M), (
+            block.where)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
+def test_a_documented_command_is_understood_by_its_program(
+        block, tmp_path, flags_of, monkeypatch):
+    started = documented.expand(block, tmp_path)
+    assert started, f"{block.where} starts nothing"
+    for program, *arguments in started:
+        JUDGES[program](arguments, flags_of, monkeypatch)
+
+
+@pytest.fixture
+def flags_of(monkeypatch):
+    """(*arguments of beit_jax.main) -> (its config with all overrides, its workdir)."""
+    def parse(*arguments):
+        flags = main.flags.FLAGS
+        for name in [name for name in flags if name.startswith("config.")]:
+            delattr(flags, name)
+        for flag in main.__dict__.values():
+            if isinstance(flag, main.flags.FlagHolder):
+                flags[flag.name].unparse()
+        flags.unparse_flags()
+        monkeypatch.setattr("sys.argv", ["beit_jax", *arguments])
+        monkeypatch.chdir(ROOT)
+        rest = flags(["beit_jax", *arguments])
+        assert rest == ["beit_jax"], f"{rest[1:]} belong to no flag"
+        return main.CONFIG.value, main.WORKDIR.value
+    return parse
+
+
+def judge_python(arguments, flags_of, monkeypatch):
+    if arguments[:2] == ["-m", "venv"]:
+        return
+    assert arguments[0] == "-m"
+    module, flags = arguments[1], arguments[2:]
+    if module != "beit_jax.main":
+        assert_parses(module, flags, monkeypatch)
+        return
+    config, workdir = flags_of(*flags)
+    assert workdir
+    for stage in dict(config.stages).values() or [config]:
+        recipe.read(stage)
+        for section in (stage.model, stage.probe, stage.target):
+            if section.get("num_classes") == -1:
+                section.num_classes = CLASSES
+        if stage.model.get("vocab_size") == -1:
+            stage.model.vocab_size = WORDS
+        tasks.make(stage)
+
+
+def program(module):
+    """What `python -m MODULE` runs."""
+    package = ROOT.joinpath(*module.split(".")).is_dir()
+    return importlib.import_module(f"{module}.__main__" if package else module)
+
+
+class Parsed(Exception):
+    """A program has understood its arguments."""
+
+
+def assert_parses(module, flags, monkeypatch):
+    assert module.partition(".")[0] in ("beit_jax", "benchmarks")
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *_):
+        real(self, flags)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(Parsed):
+        program(module).main()
+
+
+def judge_pip(arguments, flags_of, monkeypatch):
+    del flags_of, monkeypatch
+    assert arguments[:2] == ["install", "-e"] or arguments == ["install", "tensorboard"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"]
+    for wanted in arguments[2:]:
+        found = re.fullmatch(r"\.(\[(\S+)\])?", wanted)
+        assert found and (found[2] is None or found[2] in extras)
+
+
+def judge_make(arguments, flags_of, monkeypatch):
+    del flags_of, monkeypatch
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"VENV": "/nonexistent"})
+    assert done.returncode == 0, done.stderr
+
+
+def judge_tensorboard(arguments, flags_of, monkeypatch):
+    del flags_of, monkeypatch
+    assert arguments[0] == "--logdir"
+
+
+JUDGES = {"python": judge_python, "python3": judge_python, "pip": judge_pip, "make": judge_make,
+          "tensorboard": judge_tensorboard}
