@@ -137,7 +137,7 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
         _check_keys(config, order)
         configs = {name: resolve_stage(config, name, order[:i], workdir)
                    for i, name in enumerate(order)}
-        _check_stages(configs)
+        _check_stages(configs, workdir)
         results = {}
         for i, name in enumerate(order):
             log.info("stage %d of %d: %s", i + 1, len(order), name)
@@ -165,13 +165,18 @@ def _check_keys(config, order: list[str]) -> None:
                              f"stage, for example config.stages.{order[0]}.{key}")
 
 
-def _check_stages(configs) -> None:
-    """Finds typos of the last stage before the first one has trained for hours."""
-    from beit_jax.training import recipe
+def _check_stages(configs, workdir: str) -> None:
+    """Finds mistakes of the last stage before the first one has trained for hours."""
+    from beit_jax import checkpoint
+    from beit_jax.training import recipe, state
 
+    records = {os.path.join(workdir, name): config for name, config in configs.items()}
     for name, config in configs.items():
         try:
             recipe.read(config)
+            state.check_statistics(
+                config, recipe.frozen_networks(config), tell=False,
+                record_of=lambda path: records.get(path) or checkpoint.recorded(path))
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from error
 

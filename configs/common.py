@@ -142,7 +142,7 @@ def base() -> ConfigDict:
             trust_coefficient=0.001,
         ),
         init=dict(checkpoint="", adapt=(), use_ema=True, allow_missing=(), allow_unused=(),
-                  collections=()),
+                  collections=(), accept_other_statistics=False),
         eval=dict(every_steps=0, every_epochs=0.0, split="validation", limit=0, pictures=8,
                   knn=(), knn_temperature=0.07, knn_split="train", knn_bank=0),
         checkpoint=dict(every_steps=1000, keep_last=2, keep_best="", keep_every_steps=0),

@@ -178,3 +178,42 @@ def test_what_a_recipe_of_stages_would_not_read_is_refused(toy, command, tmp_pat
     assert code == 1
     assert err[-1] == ("error: config.seed has no effect in a recipe with stages: set it in a "
                        "stage, for example config.stages.zeta.seed")
+
+
+OTHER = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_stages_of_other_pixels_stop_the_first(toy, tmp_path):
+    config = toy.get_config("stages")
+    config.stages.zeta.data.update(HALF)
+    config.stages.beta.data.update(OTHER)
+    with pytest.raises(ValueError, match="stage beta: .*zeta was trained on pixels .*0.485"):
+        main.run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_of_other_pixels_stops_the_stage_that_trains_it(tmp_path):
+    from configs.digits import beitv2
+
+    config = beitv2.get_config("smoke")
+    config.stages.pretrain_agg_seed0.target.update(OTHER)
+    with pytest.raises(ValueError, match=r"stage pretrain_agg_seed0: config.target.checkpoint=.*"
+                       r"tokenizer was trained .*0.5.* config.target.mean and .std are \(0.485"):
+        main.run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_measuring_weights_of_other_pixels_is_refused_unless_that_is_said(toy, tmp_path):
+    config = toy.get_config(total_steps=2)
+    config.data.update(HALF)
+    run = str(tmp_path / "run")
+    expected = main.run(config, run)
+    other = toy.get_config(init__checkpoint=run)
+    other.data.update(OTHER)
+    for workdir in (run, str(tmp_path / "empty")):  # its own weights, and those of config.init
+        other.init.accept_other_statistics = False
+        with pytest.raises(ValueError, match="was trained on pixels normalised by .*accept_other"):
+            main.run(other, workdir, evaluate_only=True)
+        other.init.accept_other_statistics = True
+        assert main.run(other, workdir, evaluate_only=True) == expected

@@ -28,6 +28,8 @@ class DinoResnet50:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
     dtype: str = "float32"
+
+    mean, std = preprocess.IMAGENET  # no fields, so that no config sets them
     has_weights = True
 
     def __post_init__(self):
@@ -59,6 +61,6 @@ class DinoResnet50:
     def features(self, variables: dict, image01: jax.Array) -> jax.Array:
         """float32 [b, n, 4 widths[-1]], row-major. Raises ValueError: another size of image."""
         preprocess.check_size(image01, self.image_px)
-        grid_map = self.network.apply(variables, preprocess.normalise(image01,
-                                                                      *preprocess.IMAGENET))
+        image = preprocess.normalise(image01, self.mean, self.std)
+        grid_map = self.network.apply(variables, image)
         return jax.lax.stop_gradient(grid_map.reshape(grid_map.shape[0], -1, self.dim))

@@ -57,14 +57,18 @@ def make(config, normalise_image: Callable) -> Target:
     teacher = teacher_features.make(config, beside=_BESIDE)
     frozen = dict(teacher.frozen)
     if statistics:
-        unknown = set(statistics) - {"checkpoint"}
+        known = ("checkpoint", "accept_other_statistics")
+        unknown = set(statistics) - set(known)
         if unknown:
-            raise ValueError(options.unknown_key(sorted(unknown)[0], ("checkpoint",),
+            raise ValueError(options.unknown_key(sorted(unknown)[0], known,
                                                  "config.target.statistics"))
         start = {"mean": jnp.zeros(teacher.dim), "variance": jnp.ones(teacher.dim),
                  "count": jnp.zeros(())}
-        frozen["statistics"] = contract.Frozen(lambda key: {"params": {}, "statistics": start},
-                                               "target.statistics")
+        # of a teacher that always normalises alike, other pixels are another teacher's
+        seen = teacher.statistics if teacher.statistics and teacher.statistics.section else None
+        frozen["statistics"] = contract.Frozen(
+            lambda key: {"params": {}, "statistics": start}, "target.statistics", seen,
+            contract.statistics_of_target)
 
     def scale(tokens, frozen):
         found = frozen["statistics"]["statistics"] if statistics else None

@@ -51,10 +51,10 @@ def make(config, num_patches: int) -> ImageCodes:
                 f"has {num_patches} patches: set data.target_px so that the two grids agree")
         return jax.lax.stop_gradient(tokenizer.codes(frozen[kind], image01, positions))
 
+    frozen = contract.Frozen(tokenizer.init, "target", contract.statistics_of_network(tokenizer))
     px = config.data.get("target_px") or config.data.image_px
     work = flops.dvae_encoder(tokenizer, px) if kind == "dvae" else flops.vqkd_encoder(tokenizer)
-    return ImageCodes(tokenizer.vocab_size, {kind: contract.Frozen(tokenizer.init, "target")},
-                      codes, work)
+    return ImageCodes(tokenizer.vocab_size, {kind: frozen}, codes, work)
 
 
 def check_vocab_size(config, num_outputs: int, what: str = "codes") -> None:

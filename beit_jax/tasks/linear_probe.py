@@ -150,4 +150,5 @@ def make(config) -> contract.Task:
                 **blocks}
 
     return contract.Task(init, loss, eval_step, summarize,
-                         frozen={"backbone": contract.Frozen(init_backbone, "init")})
+                         frozen={"backbone": contract.Frozen(
+                             init_backbone, "init", contract.statistics_of_data(config))})

@@ -1,5 +1,6 @@
 """The contract between a method and the training loop: a named tuple of pure functions."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +11,52 @@ from beit_jax import options
 from beit_jax.models.vit import patch_grid
 
 # keys of a section that say where frozen weights come from; the others describe the network
-OF_LOADING = ("checkpoint", "adapt", "use_ema")
+OF_LOADING = ("checkpoint", "adapt", "use_ema", "accept_other_statistics")
 DTYPES = ("float32", "bfloat16")
 # config sections that belong to tasks; each task names those it reads
 TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe", "measure")
+
+
+class Statistics(NamedTuple):
+    """By what pixels in [0, 1] are normalised before a network sees them.
+
+    Attributes:
+      mean, std: of red, green and blue.
+      section: the config section in which they can be set; "": they belong to the network.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    section: str = ""
+
+
+def statistics_of_data(config: Mapping[str, Any]) -> Statistics | None:
+    """Those of the images of a run, by its config or a converted file's record; None: not known."""
+    data = _mapping(config, "data")
+    if data.get("mean") is None or data.get("std") is None:
+        return None
+    return Statistics(data["mean"], data["std"], "config.data")
+
+
+def statistics_of_target(config: Mapping[str, Any]) -> Statistics | None:
+    """Those of the images that a run's target is made of, where config.target can set them."""
+    data, target = _mapping(config, "data"), _mapping(config, "target")
+    return statistics_of_data({"data": {
+        key: data.get(key) if target.get(key) is None else target[key] for key in ("mean", "std")}})
+
+
+def _mapping(config, name: str):
+    """A section, {} where there is none: records may come from other people's files."""
+    section = config.get(name)
+    return section if hasattr(section, "get") else {}
+
+
+def statistics_of_network(network: Any) -> Statistics | None:
+    """Those of a tokenizer or teacher; config.target sets them where they are fields of it."""
+    if not hasattr(network, "mean"):
+        return None
+    fields = {field.name for field in dataclasses.fields(network)}
+    return Statistics(network.mean, network.std, "config.target" if "mean" in fields else "")
 
 
 class Frozen(NamedTuple):
@@ -24,10 +67,15 @@ class Frozen(NamedTuple):
         where the config asks for them.
       section: the config section whose `checkpoint` and `adapt` say where the weights come from;
         dots lead to a section in a section.
+      statistics: of the pixels that the network sees; None where there is nothing to normalise.
+      recorded: (config of the run that made the checkpoint) -> Statistics, to compare; None: not
+        known.
     """
 
     init: Callable
     section: str
+    statistics: Statistics | None = None
+    recorded: Callable = statistics_of_data
 
 
 class Task(NamedTuple):

@@ -21,6 +21,7 @@ class TeacherFeatures(NamedTuple):
         sees `image_for_target` where the batch has one (config.data.target_px), else `image`.
       flops: work per image, as flops.py counts.
       picture: (tokens, image01) -> image01 that the tokens describe, for pixels; else None.
+      statistics: by which the teacher's images are normalised.
     """
 
     dim: int
@@ -29,6 +30,7 @@ class TeacherFeatures(NamedTuple):
     tokens: Callable
     flops: float
     picture: Callable | None = None
+    statistics: contract.Statistics | None = None
 
 
 def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
@@ -45,8 +47,10 @@ def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
     if not TEACHERS[kind].has_weights:  # targets made of the student's own image
         fields = {"mean": config.data.mean, "std": config.data.std} | fields
     teacher = options.build(TEACHERS[kind], fields, "config.target")
-    frozen = {"teacher": contract.Frozen(teacher.init, "target")} if teacher.has_weights else {}
+    statistics = contract.statistics_of_network(teacher)
+    frozen = {"teacher": contract.Frozen(teacher.init, "target", statistics)}
     if not teacher.has_weights:
+        frozen = {}
         for key in contract.OF_LOADING:
             if section.get(key):
                 raise ValueError(f"config.target.{key}={section[key]!r}, but {kind} has no "
@@ -57,4 +61,4 @@ def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
         return teacher.features(frozen.get("teacher", {}), image01)
 
     return TeacherFeatures(teacher.dim, teacher.grid, frozen, tokens, teacher.flops,
-                           getattr(teacher, "picture", None))
+                           getattr(teacher, "picture", None), statistics)

@@ -73,6 +73,8 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
         if evaluate_only and checkpoints.latest_step() is None:
             state.check_evaluable(task, opts.init, workdir)
+        own = "" if checkpoints.latest_step() is None else workdir
+        state.check_statistics(config, task.frozen, own)
         job = assemble(config, opts, name, workdir, mesh, task, info, checkpoints)
         if evaluate_only:
             return job.measure(job.state)

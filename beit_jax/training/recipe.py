@@ -4,14 +4,15 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 
-from beit_jax import options
+from beit_jax import options, tasks
 from beit_jax.checkpoint import CheckpointOptions, absolute, flatten
 from beit_jax.data import pipeline
-from beit_jax.tasks.task import TASK_SECTIONS
+from beit_jax.tasks.task import TASK_SECTIONS, Frozen
 from beit_jax.training import sharding
 from beit_jax.training.evaluate import EvalOptions
 from beit_jax.training.metric_writer import LogOptions
@@ -104,6 +105,16 @@ def with_data(config, info):
         with config.unlocked():
             config[section].num_classes = info.num_classes
     return config
+
+
+def frozen_networks(config) -> Mapping[str, Frozen]:
+    """Those that a recipe's target needs, known before its data are: {} where it has no target."""
+    if not (config.get("target") or {}).get("checkpoint"):
+        return {}
+    # any numbers will do: they are of the trained network, not of the target's
+    given = config.model.get("vocab_size", 0)
+    unread = SimpleNamespace(num_classes=2, vocab_size=given if given > 0 else 64)
+    return tasks.make(with_data(config, unread)).frozen
 
 
 def lengths(config, recipe: Recipe, num_train: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from beit_jax import checkpoint
 from beit_jax.models import adapt
-from beit_jax.tasks.task import Task
+from beit_jax.tasks.task import Frozen, Statistics, Task, statistics_of_data
 from beit_jax.training import sharding
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class InitOptions:
       allow_unused: regular expressions of loaded arrays that may be left over.
       collections: state beside the parameters to take over too, by name ("codebook"); what is not
         named starts as the task makes it.
+      accept_other_statistics: True takes weights that were trained on pixels normalised otherwise
+        than config.data.mean and std say.
     """
 
     checkpoint: str = ""
@@ -63,6 +65,7 @@ class InitOptions:
     allow_missing: tuple[str, ...] = ()
     allow_unused: tuple[str, ...] = ()
     collections: tuple[str, ...] = ()
+    accept_other_statistics: bool = False
 
 
 def create(task: Task, tx: optax.GradientTransformation, key: jax.Array, batch_shapes: Any,
@@ -125,6 +128,77 @@ def check_evaluable(task: Task, options: InitOptions, workdir: str) -> None:
                          "state beside its parameters too, config.init.collections")
 
 
+def check_statistics(
+        config: Mapping[str, Any], frozen: Mapping[str, Frozen], own: str = "", tell: bool = True,
+        record_of: Callable[[str], Mapping[str, Any]] = checkpoint.recorded) -> None:
+    """Refuses weights that were trained on pixels normalised otherwise than they are here.
+
+    Nothing is loaded for it: statistics are those of a run's config.json, or of the record in a
+    converted file. Where nothing is recorded, that is said and accepted.
+
+    Args:
+      frozen: of the task.
+      own: workdir of a run that goes on or is measured with weights of its own: config.init is not
+        loaded then.
+      tell: log what is not known or is accepted.
+      record_of: path -> config, as `checkpoint.recorded`.
+    Raises: ValueError: one line with both statistics and what to do.
+    """
+    networks = {network.section: (name, network.statistics, network.recorded)
+                for name, network in frozen.items()}
+    data = statistics_of_data(config)
+    if own:
+        _compare(f"workdir {own}", statistics_of_data(record_of(own)), data, "network", config,
+                 "init", tell)
+    elif "init" not in networks:
+        networks["init"] = "network", data, statistics_of_data
+    for place, (name, here, recorded) in networks.items():
+        path = section_of(config, place).get("checkpoint", "")
+        if path not in NO_CHECKPOINT:
+            _compare(f"config.{place}.checkpoint={path}", recorded(record_of(path)), here, name,
+                     config, place, tell)
+
+
+def _compare(what: str, there: Statistics | None, here: Statistics | None, name: str, config,
+             place: str, tell: bool) -> None:
+    """One comparison of `check_statistics`: `what` was trained by `there`, `name` sees `here`."""
+    if here is None:  # pixels as they are
+        return
+    key = "accept_other_statistics"
+    said = log.info if tell else log.debug
+    if there is None:
+        said("%s does not say by which mean and deviation its pixels were normalised; here by %s",
+             what, _written(here))
+        return
+    if not all(isinstance(part, list | tuple) and len(part) == 3
+               and all(isinstance(number, int | float) for number in part) for part in there[:2]):
+        raise ValueError(f"{what} records a mean of {there.mean!r} and a deviation of "
+                         f"{there.std!r}: three numbers each are needed")
+    if np.allclose(here[:2], there[:2], rtol=0.0, atol=1e-4):
+        return
+    if section_of(config, place).get(key):
+        said("%s was trained on pixels normalised by %s, here by %s: config.%s.%s", what,
+             _written(there), _written(here), place, key)
+        return
+    ours = (f"{here.section}.mean and .std are {_written(here)}: set them alike" if here.section
+            else f"this {name} takes {_written(here)}: give weights of such pixels")
+    raise ValueError(f"{what} was trained on pixels normalised by {_written(there)}, but {ours}, "
+                     f"or config.{place}.{key}=True if the difference is meant")
+
+
+def _written(value: Statistics) -> str:
+    """(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"""
+    return " and ".join(f"({', '.join(f'{number:.4g}' for number in part)})" for part in value[:2])
+
+
+def section_of(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The config section of a network's weights; {} where it is empty. place: "a.b" for a in b."""
+    section = config
+    for part in place.split("."):
+        section = section.get(part) or {}
+    return dict(section)
+
+
 def load_into(state: TrainState, options: InitOptions, mesh: Mesh) -> TrainState:
     """Replaces the random parameters, and `options.collections`, by those of a checkpoint.
 
@@ -169,10 +243,7 @@ def load_frozen(task: Task, config: Mapping[str, Any], key: jax.Array, mesh: Mes
     """
     frozen = {}
     for name, network in task.frozen.items():
-        section = config
-        for part in network.section.split("."):
-            section = section.get(part) or {}
-        section = dict(section)
+        section = section_of(config, network.section)
         where, path = f"config.{network.section}", section.get("checkpoint", "")
         if not path:
             raise ValueError(f"{where}.checkpoint is empty, but this task needs a trained {name}: "

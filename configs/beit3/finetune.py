@@ -40,7 +40,9 @@ def get_config(variant: str = ""):
     config.init.update(
         adapt=("take_vision", "resize_image_positions"),
         allow_missing=(r"^fc_norm/", r"^head/"),
-        allow_unused=(*common.FROM_BEIT3["allow_unused"], r"^layer_norm/", *common.BEIT3_VECTORS))
+        allow_unused=(*common.FROM_BEIT3["allow_unused"], r"^layer_norm/", *common.BEIT3_VECTORS),
+        # published so: the released program classifies with these, and does all else with 0.5
+        accept_other_statistics=True)
     config.eval.every_epochs = 1.0
     config.checkpoint.keep_best = "top1"
     return common.shrink(config) if smoke else config

@@ -1,6 +1,7 @@
 """The state of a run, and weights that must fit."""
 
 import contextlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,19 @@ import optax
 import pytest
 
 from beit_jax import checkpoint
+from beit_jax.convert import files
 from beit_jax.models import adapt
-from beit_jax.tasks.task import Frozen, Task, mean_of_sums
+from beit_jax.targets import preprocess
+from beit_jax.targets.teachers import TEACHERS
+from beit_jax.tasks import image_codes
+from beit_jax.tasks.task import (
+    Frozen,
+    Statistics,
+    Task,
+    mean_of_sums,
+    statistics_of_network,
+    statistics_of_target,
+)
 from beit_jax.training import state
 from beit_jax.training.state import InitOptions
 
@@ -182,3 +194,120 @@ def test_frozen_networks_at_random_are_told_and_missing_ones_refused(mesh, caplo
 def test_flat_names_agree_with_the_tree():
     tree = {"a": {"b": np.ones(1)}, "c": np.ones(2)}
     assert checkpoint.unflatten(checkpoint.flatten(tree)).keys() == tree.keys()
+
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+def statistics_config(**sections):
+    return {"data": HALF} | sections
+
+
+def trained_on(tmp_path, statistics, kind):
+    """A checkpoint of that kind, and what it is called in a config."""
+    record = {"data": statistics} if statistics else {}
+    if kind == "workdir":
+        (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        return str(tmp_path)
+    files.write(str(tmp_path / f"w.{kind}"), FLAT, record=record)
+    return str(tmp_path / f"w.{kind}")
+
+
+def pixels(statistics=HALF, section="config.target"):
+    return Statistics(statistics["mean"], statistics["std"], section)
+
+
+SETTABLE = {"teacher": Frozen(None, "target", pixels())}
+GATHERED = {"statistics": Frozen(None, "target.statistics", pixels(), statistics_of_target)}
+
+
+@pytest.mark.parametrize("kind", ["workdir", "npz", "safetensors"])
+@pytest.mark.parametrize("place, frozen", [
+    ("init", {}), ("init", {"backbone": Frozen(None, "init", pixels())}), ("target", SETTABLE),
+    ("target.statistics", GATHERED)])
+def test_weights_of_other_pixels_are_refused_unless_that_is_said(tmp_path, caplog, kind, place,
+                                                                 frozen):
+    caplog.set_level("INFO")
+    path = trained_on(tmp_path, IMAGENET, kind)
+    section = {"checkpoint": path}
+
+    def config(**change):
+        name, _, inner = place.partition(".")
+        return statistics_config(**{name: {inner: section | change} if inner else section | change})
+
+    with pytest.raises(ValueError) as caught:
+        state.check_statistics(config(), frozen)
+    message = str(caught.value)
+    assert "\n" not in message and "(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)" in message
+    assert "(0.5, 0.5, 0.5) and (0.5, 0.5, 0.5)" in message and path in message
+    assert f"config.{place}.accept_other_statistics=True" in message
+    assert not caplog.text
+    state.check_statistics(config(accept_other_statistics=True), frozen)
+    assert "(0.485, 0.456, 0.406)" in caplog.text and "\n" not in caplog.records[0].message
+
+
+def test_a_teacher_that_always_normalises_alike_is_named(tmp_path):
+    frozen = {"teacher": Frozen(None, "target", pixels(IMAGENET, ""))}
+    config = statistics_config(target={"checkpoint": trained_on(tmp_path, HALF, "npz")})
+    with pytest.raises(ValueError, match=r"this teacher takes \(0.485.*give weights of such pixels"
+                       ):
+        state.check_statistics(config, frozen)
+
+
+@pytest.mark.parametrize("kind", ["workdir", "npz", "safetensors"])
+def test_equal_statistics_pass_and_unknown_ones_are_told(tmp_path, caplog, kind):
+    caplog.set_level("INFO")
+    almost = {"mean": [0.5, 0.50001, 0.5], "std": [0.5, 0.5, 0.5]}  # as a file may round them
+    path = trained_on(tmp_path, almost, kind)
+    state.check_statistics(statistics_config(init={"checkpoint": path}), {})
+    assert not caplog.text
+    (tmp_path / "old").mkdir()
+    path = trained_on(tmp_path / "old", None, kind)
+    state.check_statistics(statistics_config(init={"checkpoint": path}), {})
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert f"{path} does not say" in caplog.text and "(0.5, 0.5, 0.5)" in caplog.text
+
+
+def test_networks_that_take_pixels_as_they_are_have_nothing_to_compare(tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = statistics_config(target={"checkpoint": trained_on(tmp_path, IMAGENET, "npz")},
+                               init={"checkpoint": "random"})
+    state.check_statistics(config, {"dvae": Frozen(None, "target")})
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("statistics", [
+    {"mean": 5, "std": [1, 1, 1]}, {"mean": ["a"] * 3, "std": [1, 1, 1]},
+    {"mean": [0.5, 0.5], "std": [0.5, 0.5]}, {"mean": "abc", "std": "abc"}])
+def test_a_record_of_no_numbers_is_one_line(tmp_path, statistics):
+    config = statistics_config(init={"checkpoint": trained_on(tmp_path, statistics, "npz")})
+    with pytest.raises(ValueError, match="w.npz records a mean of .*three numbers") as caught:
+        state.check_statistics(config, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_measured_by_another_config_is_compared_with_its_own(tmp_path):
+    config = statistics_config(init={"checkpoint": "is not loaded"})
+    trained_on(tmp_path, IMAGENET, "workdir")
+    with pytest.raises(ValueError, match=f"^workdir {tmp_path} was trained"):
+        state.check_statistics(config, {}, str(tmp_path))
+
+
+def test_statistics_of_whitened_pixels_are_those_of_the_target(tmp_path):
+    """config.target wins over config.data, in the run that gathered them too."""
+    record = {"data": HALF, "target": {"kind": "pixels"} | IMAGENET}
+    assert statistics_of_target(record)[:2] == (IMAGENET["mean"], IMAGENET["std"])
+    assert statistics_of_target({"data": HALF, "target": {}})[:2] == (HALF["mean"], HALF["std"])
+    assert statistics_of_target({}) is None
+
+
+def test_what_each_frozen_network_sees_is_what_it_says():
+    tokenizers, teachers = image_codes.TOKENIZERS, TEACHERS
+    assert statistics_of_network(tokenizers["dvae"]()) is None
+    assert statistics_of_network(tokenizers["vqkd"]()) == (
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "config.target")
+    for kind, (mean, std) in {"clip_vitb16": preprocess.CLIP, "mae_vitb16": preprocess.IMAGENET,
+                              "dino_resnet50": preprocess.IMAGENET}.items():
+        assert statistics_of_network(teachers[kind]()) == (mean, std, "")
