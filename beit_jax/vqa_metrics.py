@@ -29,6 +29,7 @@ _RESTORED = {word[:i] + word[i + 1:]: word for word in _CONTRACTIONS
              for i, letter in enumerate(word) if letter == "'"}
 # A slip of the original that removes an apostrophe; kept, since its answer list was made with it.
 _RESTORED["somebody'd"] = "somebodyd"
+_OFFICIAL_PEOPLE = 10  # whom VQAv2 asked each question
 
 
 def strip_punctuation(answer: str) -> str:
@@ -83,11 +84,11 @@ def soft_targets(labels: Sequence[int], scores: Sequence[float], num_answers: in
 
 
 def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Official accuracy of one answer among ten people's; `share_score` of it for other numbers.
+    """Official accuracy of one answer among ten people's, and the same idea for other numbers.
 
-    Where people differ, their answers and the predicted one are compared in normal form. Where
-    all of them wrote the same, nothing is changed: "1,000" is then right and "1000" is wrong.
-    Blanks at the ends and line breaks never matter.
+    The `share_score` of the people who agree. Answers and the predicted one are compared in normal
+    form, but for ten people who all wrote the same: then nothing is changed, "1,000" is right and
+    "1000" is wrong. Blanks at the ends and line breaks never matter.
 
     Args: answers: of all people asked, ten in VQAv2.
     Returns: in [0, 1].
@@ -98,7 +99,7 @@ def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError(f"answer {predicted!r} cannot be scored: the question has no answers")
     said, found = [_one_line(answer) for answer in answers], _one_line(predicted)
-    if len(set(said)) > 1:
+    if len(set(said)) > 1 or len(said) != _OFFICIAL_PEOPLE:
         said, found = [normalize_answer(answer) for answer in said], normalize_answer(found)
     return share_score(said.count(found), len(said))
 

@@ -105,6 +105,8 @@ def base() -> ConfigDict:
             questions="",
             answers="",
             answers_min_count=9,
+            answer_matching="auto",  # auto, written, normal
+            image_pattern="",  # of questions: "{subset}/{id}.jpg"; "" = COCO's names
             skip_defects=False,
             holdout_images=0,
             streams=dict(),  # of a mixture
@@ -191,6 +193,7 @@ def shrink_data(data: ConfigDict) -> None:
     data.update(text=TEXTS.get(data.name, data.text),
                 name="mixture" if data.streams else "synthetic",
                 path="", annotations="", questions="", answers="", tokenizer="",
+                answer_matching="auto", image_pattern="",
                 holdout_images=0,
                 global_batch_size=12 if data.streams else 8, eval_batch_size=0,
                 image_px=TINY["image_px"], holdout_per_class=0, examples_per_class=0,

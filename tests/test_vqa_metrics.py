@@ -84,6 +84,11 @@ def test_a_right_answer_is_right_by_any_number_of_people(answers, expected):
         assert vqa_metrics.soft_scores(answers).get("red", 0.0) == pytest.approx(expected)
 
 
+def test_other_numbers_of_people_are_compared_in_normal_form_even_if_they_agree():
+    assert vqa_metrics.answer_accuracy("yes", ["Yes"]) == 1.0
+    assert vqa_metrics.answer_accuracy("2", ["Two."] * 3) == 1.0
+
+
 def test_accuracy_of_a_set_is_the_mean_in_percent():
     answers = {7: ["yes"] * 9 + ["no"], "nine": ["no"] * 8 + ["yes"] * 2}
     assert vqa_metrics.accuracy({7: "Yes.", "nine": "yes"}, answers) == pytest.approx(80.0)

@@ -3,22 +3,78 @@
 Readers collect the defects of a file and hand them to `settle`: strict unless told otherwise.
 """
 
+import contextlib
 import json
 import logging
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
 _NAMED = 10  # defects that the log names
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+short = _SHORT.repr  # of a value in a message: some of it will do
+
+
+def _is_text(value) -> bool:
+    """Whether a value is a string that can be written as UTF-8: half a surrogate pair cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_blank(text) -> bool:
+    """Whether there is nothing to read: no text, or only blanks."""
+    return not _is_text(text) or not text.strip()
+
+
+# what a value may have to be -> (whether it is, how a message says so)
+_KINDS = {
+    "text": (_is_text, 'a text "..."'),
+    "name": (lambda value: not is_blank(value), 'a name "..."'),
+    "id": (lambda value: _is_int(value) or not is_blank(value), 'a whole number or a name "..."'),
+    "integer": (_is_int, "a whole number"),
+    "text or list of texts": (_is_text, 'a text "...", a list of texts, or null'),
+    "list": (lambda value: isinstance(value, list), "a list [...]"),
+}
+
+
+class Defect(ValueError):
+    """What is wrong with one entry of a file, whose others may be good.
+
+    text: without the file, for `settle`, which names it.
+    """
+
+    def __init__(self, path: str, text: str):
+        super().__init__(f"{path}, {text}")
+        self.text = text
+
+
+@contextlib.contextmanager
+def noting(defects: list[str], *, with_file: bool = False):
+    """Notes a Defect and goes on behind the block: the entry is left out.
+
+    Args: with_file: True where `settle` will name another file.
+    """
+    try:
+        yield
+    except Defect as defect:
+        defects.append(str(defect) if with_file else defect.text)
 
 
 def read_json(path: str):
     """The content of a JSON file. Raises: FileNotFoundError; ValueError: it is no JSON."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON at line {error.lineno}: {error.msg}") from None
+    return _parse(read_text(path), path)
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, dict]]:
@@ -29,37 +85,60 @@ def read_json_lines(path: str) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):  # U+2028 may stand in a text
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error.msg}") from None
+        entry = _parse(line, path, f"line {number}")
         if not isinstance(entry, dict):
             raise ValueError(f"{path}, line {number} is {type(entry).__name__}, not an object "
                              "{...}")
         yield f"line {number}", entry
 
 
+def _parse(text: str, path: str, where: str = ""):
+    """JSON. where: which part of the file it is, if not all of it. Raises: ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}, {where} is no JSON" if where else f"{path} is no JSON at line " + str(
+            error.lineno)
+        raise ValueError(f"{place}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number without end, or lists in lists
+        raise ValueError(f"{path}{where and f', {where}'} cannot be read: {error}") from None
+
+
 def read_text(path: str) -> str:
-    """A UTF-8 text file. Raises: FileNotFoundError; ValueError: it is not UTF-8."""
+    """A UTF-8 text file, with or without a byte order mark; every line ends with "\\n".
+
+    Raises: FileNotFoundError; ValueError: it is not UTF-8.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is no file: check the spelling")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 at byte {error.start}: convert it") from None
 
 
-def field(entry, name: str, path: str, where: str):
-    """entry[name]. Raises: ValueError: it is not there; the file has another layout."""
-    if not isinstance(entry, dict) or name not in entry:
+def field(entry, name: str, path: str, where: str, kind: str):
+    """entry[name].
+
+    Args: where: the entry in messages. kind: what the value must be: "text", "name" (of a file),
+      "id", "integer", "list"; "any".
+    Raises: ValueError: it is not there; the file has another layout. Defect: it is not of the kind.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}, {where} is {short(entry)}, not an object {{...}} with "
+                         f"{name!r}: is this the right file?")
+    if name not in entry:
         raise ValueError(f"{path}, {where} has no {name!r}: is this the right file?")
-    return entry[name]
+    return check(entry[name], name, path, where, kind)
 
 
-def is_blank(text) -> bool:
-    """Whether there is nothing to read: no string, or only blanks."""
-    return not isinstance(text, str) or not text.strip()
+def check(value, name: str, path: str, where: str, kind: str):
+    """A value as it stands. Args, Raises: as of `field`."""
+    is_right, expected = _KINDS.get(kind, (lambda value: True, ""))
+    if not is_right(value):
+        raise Defect(path, f"{where}: {name!r} is {short(value)}, not {expected}")
+    return value
 
 
 def find_image(folder: str, name: str, defects: list[str], where: str) -> str | None:

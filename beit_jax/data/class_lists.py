@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from beit_jax.data import annotations
+
 _FOLDER = Path(__file__).with_suffix("")  # class_lists/*.txt beside this file
 
 
@@ -13,14 +15,15 @@ def read(name: str) -> tuple[str, ...]:
 
     Args: name: a file of `data/class_lists` without its ending ("imagenet_a"), or the path of
       another one. Empty lines and lines that begin with "#" are skipped.
-    Raises: FileNotFoundError: no such list. ValueError: it is empty, or names a class twice.
+    Raises: FileNotFoundError: no such list. ValueError: it is empty, not UTF-8, or names a class
+      twice.
     """
     shipped = _FOLDER / f"{name}.txt"
     path = shipped if shipped.is_file() else Path(os.path.expanduser(name))
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.txt")))
         raise FileNotFoundError(f"class list {name!r} is neither a file nor one of {known}")
-    lines = (line.strip() for line in path.read_text().splitlines())
+    lines = (line.strip() for line in annotations.read_text(str(path)).splitlines())
     classes = sorted(line for line in lines if line and not line.startswith("#"))
     if not classes:
         raise ValueError(f"class list {path} is empty: write one class name a line")

@@ -12,7 +12,7 @@ from beit_jax.data.document_source import pack_documents
 from beit_jax.data.image_text import Captioned
 from beit_jax.data.nlvr2 import CLASS_NAMES, Statement
 from beit_jax.data.source import Source
-from beit_jax.data.vqa import Question, answer_arrays, listed_scores
+from beit_jax.data.vqa import Question, answer_arrays, label_finder, listed_scores
 
 NUM_PIECES = 200  # of the scenes' own tokenizer: every word of any variant is one piece
 _COLUMNS = {"captions": str, "questions": str, "answers": str, "other": int, "statement": str,
@@ -81,14 +81,14 @@ def _captions(data_dir, split, what, tokenizer, length) -> Source:
 
 def _questions(data_dir, split, what, tokenizer, length) -> Source:
     answers = _answers(data_dir, what)
-    labels = {answer: label for label, answer in enumerate(answers)}
+    label_of = label_finder(answers, as_written=True)
     columns = _columns(data_dir, split, what)
     records, image_of = [], []
     for row, (questions, said) in enumerate(zip(columns["questions"], columns["answers"],
                                                 strict=True)):
         for question, lines in zip(questions, said, strict=True):
             spoken = _spoken(lines)
-            scores = listed_scores(spoken, labels)
+            scores = listed_scores(spoken, label_of)
             records.append(Question(len(records), f"scene {row}", question, spoken, tuple(scores),
                                     tuple(scores.values())))
             image_of.append(row)

@@ -34,22 +34,26 @@ def read_karpathy(path: str, image_folder: str, splits: Sequence[str], *,
       ValueError: another layout, or without `skip_defects` an id or a file that occurs twice, an
       image that is not on disk, an empty caption, an image that lacks the captions it needs.
     """
-    images = annotations.field(annotations.read_json(path), "images", path, "the top level")
+    images = annotations.field(annotations.read_json(path), "images", path, "the top level", "list")
     known = set()
-    found = _Collection(image_folder, needs_captions)
+    found = _Collection(image_folder, needs_captions, key="raw")
     for number, entry in enumerate(images):
-        where = f"image {number}"
-        known.add(annotations.field(entry, "split", path, where))
-        if entry["split"] not in splits:
-            continue
-        name = annotations.field(entry, "filename", path, where)
-        name = f"{entry['filepath']}/{name}" if "filepath" in entry else name
-        image_id = entry["cocoid"] if "cocoid" in entry else annotations.field(
-            entry, "imgid", path, where)
-        sentences = annotations.field(entry, "sentences", path, where)
-        captions = [annotations.field(s, "raw", path, where) for s in sentences]
-        found.add(f"{where} ({name})", image_id, name, captions)
-    if not found.seen:
+        with annotations.noting(found.defects):
+            place = path, f"image {number}"
+            split = annotations.field(entry, "split", *place, "text")
+            known.add(split)
+            if split not in splits:
+                continue
+            name = annotations.field(entry, "filename", *place, "name")
+            if "filepath" in entry:
+                name = f"{annotations.field(entry, 'filepath', *place, 'text')}/{name}"
+            image_id = annotations.field(entry, "cocoid" if "cocoid" in entry else "imgid", *place,
+                                         "id")
+            captions = [annotations.field(sentence, "raw", path, f"a sentence of image {number}",
+                                          "any")
+                        for sentence in annotations.field(entry, "sentences", *place, "list")]
+            found.add(f"image {number} ({name})", image_id, name, captions)
+    if not (found.seen or found.defects):
         raise MissingSplit(f"{path} has no image of split {', '.join(splits)}; it has "
                            f"{', '.join(sorted(known)) or 'none'}: set config.data.eval_split")
     annotations.settle(path, found.defects, skip_defects)
@@ -69,20 +73,30 @@ def read_pairs(path: str, image_folder: str, *, needs_captions: bool = True,
     lines: dict[str, dict[str, str]] = {}
     defects: list[str] = []
     for where, entry in annotations.read_json_lines(path):
-        name = annotations.field(entry, "image", path, where)
-        captions = annotations.field(entry, "caption", path, where)
-        known = lines.setdefault(name, {})
-        for caption in [captions] if isinstance(captions, str) else captions or ():
-            if caption in known:
-                defects.append(f"{where}: the same pair stands at {known[caption]}")
-            known.setdefault(caption, where)
-    if not lines:
+        with annotations.noting(defects):
+            name = annotations.field(entry, "image", path, where, "name")
+            captions = annotations.field(entry, "caption", path, where, "any")
+            known = lines.setdefault(name, {})
+            for caption in _several(captions, path, where):
+                if caption in known:
+                    defects.append(f"{where}: the same pair stands at {known[caption]}")
+                known.setdefault(caption, where)
+    if not (lines or defects):
         raise ValueError(f'{path} is empty: write {{"image": FILE, "caption": TEXT}}, one a line')
-    found = _Collection(image_folder, needs_captions, defects)
+    found = _Collection(image_folder, needs_captions, defects, key="caption")
     for name, captions in lines.items():
         found.add(f"image {name}", name, name, list(captions))
     annotations.settle(path, found.defects, skip_defects)
     return found.records
+
+
+def _several(captions, path: str, where: str) -> list[str]:
+    """The captions of a line: none, one or several. Raises: Defect: something else."""
+    if captions is None:
+        return []
+    if isinstance(captions, list):
+        return [annotations.check(one, "caption", path, where, "text") for one in captions]
+    return [annotations.check(captions, "caption", path, where, "text or list of texts")]
 
 
 def read_documents(path: str) -> list[tuple[str, ...]]:
@@ -106,14 +120,15 @@ class _Collection:
     """Records of one file as they are read, and what was wrong with others."""
 
     def __init__(self, image_folder: str, needs_captions: bool,
-                 defects: list[str] | None = None):
-        self.image_folder, self.needs_captions = image_folder, needs_captions
+                 defects: list[str] | None = None, *, key: str):
+        """key: what a caption is called in the file."""
+        self.image_folder, self.needs_captions, self.key = image_folder, needs_captions, key
         self.defects = [] if defects is None else defects
         self.records: list[Captioned] = []
         self.seen: set = set()  # ids and names
 
-    def add(self, where: str, image_id, name: str, captions: list[str]) -> None:
-        """One image, or a defect. `seen` grows in any case."""
+    def add(self, where: str, image_id: int | str, name: str, captions: list) -> None:
+        """One image, or a defect. `seen` grows in any case. captions: as in the file."""
         twice = {("id", image_id), ("name", name)} & self.seen
         self.seen |= {("id", image_id), ("name", name)}
         if twice:
@@ -122,7 +137,8 @@ class _Collection:
                                 "twice")
             return
         wrong = [c for c in captions if annotations.is_blank(c)]
-        self.defects += [f"{where}: its caption {c!r} is empty or no text" for c in wrong[:1]]
+        self.defects += [f"{where}: its caption {annotations.short(c)} is empty or no text "
+                         f'"..." ({self.key!r})' for c in wrong[:1]]
         kept = tuple(c for c in captions if not annotations.is_blank(c))
         if not captions and self.needs_captions:
             self.defects.append(f"{where}: it has no caption")

@@ -80,9 +80,9 @@ class _File:
         """("line 1", object) of each line."""
         return annotations.read_json_lines(self.path)
 
-    def field(self, where: str, entry: dict, key: str):
-        """entry[key]. Raises: ValueError: it is not there."""
-        return annotations.field(entry, key, self.path, where)
+    def field(self, where: str, entry: dict, key: str, kind: str = "any"):
+        """entry[key]. Raises: as `annotations.field`."""
+        return annotations.field(entry, key, self.path, where, kind)
 
     def image(self, where: str, name: str) -> str | None:
         """The path of an image, or None and a defect."""
@@ -91,13 +91,15 @@ class _File:
     def ids(self, where: str, text) -> list[int]:
         """The ids of a text, or [] and a defect."""
         if not isinstance(text, list) or not text:
-            self.defects.append(f"{where}: text_segment {text!r} is no list of token ids")
+            self.defects.append(f"{where}: text_segment {annotations.short(text)} is no list of "
+                                "token ids")
             return []
         for token in text:
             if not (isinstance(token, int) and token_ids.UNKNOWN <= token <= self.num_pieces):
                 self.defects.append(
-                    f"{where}: token {token!r} of text_segment is no piece of a text, which are "
-                    f"{token_ids.UNKNOWN} to {self.num_pieces}; <s> and </s> do not stand there")
+                    f"{where}: token {annotations.short(token)} of text_segment is no piece of a "
+                    f"text, which are {token_ids.UNKNOWN} to {self.num_pieces}; <s> and </s> do "
+                    "not stand there")
                 return []
         return text
 
@@ -112,21 +114,30 @@ class _File:
         return not wrong
 
     def has_label(self, label) -> bool:
-        """Whether there is such a label."""
-        return isinstance(label, int) and 0 <= label < (self.num_labels or label + 1)
+        """Whether there is such a label. True and False are none."""
+        return (isinstance(label, int) and not isinstance(label, bool)
+                and 0 <= label < (self.num_labels or label + 1))
+
+    def several(self, where: str, entry: dict, key: str) -> list:
+        """entry[key], a list; [] where it is null or not there. Raises: Defect: something else."""
+        value = entry.get(key)
+        return [] if value is None else annotations.check(value, key, self.path, where, "list")
 
 
 def _captions(file: _File) -> Iterator[tuple[Captioned, list[list[int]]]]:
     images: dict = {}  # (image_id, image_path) -> (first line, texts: None where a line has none)
     ids, names = {}, {}  # image_path -> image_id, and back
     for where, entry in file.lines():
-        number, name, text = (file.field(where, entry, key)
-                              for key in ("image_id", "image_path", "text_segment"))
-        if file.is_right(where, None if (ids.setdefault(name, number) == number
-                                         and names.setdefault(number, name) == name)
-                         else f"image_id {number} or image {name} stands with another one before"):
-            texts = images.setdefault((number, name), (where, []))[1]
-            texts.append(None if text is None else file.ids(where, text))
+        with annotations.noting(file.defects):
+            number = file.field(where, entry, "image_id", "id")
+            name = file.field(where, entry, "image_path", "name")
+            text = file.field(where, entry, "text_segment")
+            if file.is_right(
+                    where, None if (ids.setdefault(name, number) == number
+                                    and names.setdefault(number, name) == name)
+                    else f"image_id {number} or image {name} stands with another one before"):
+                texts = images.setdefault((number, name), (where, []))[1]
+                texts.append(None if text is None else file.ids(where, text))
     for (number, name), (where, texts) in images.items():
         is_bare = all(text is None for text in texts)
         is_right = file.is_right(where, "it has no caption" if is_bare and file.is_training
@@ -140,48 +151,65 @@ def _captions(file: _File) -> Iterator[tuple[Captioned, list[list[int]]]]:
 def _questions(file: _File) -> Iterator[tuple[Question, list[list[int]]]]:
     seen = set()
     for where, entry in file.lines():
-        number, name, text = (file.field(where, entry, key)
-                              for key in ("qid", "image_path", "text_segment"))
-        labels, scores = (tuple(entry.get(key) or ()) for key in ("labels", "scores"))
-        unknown = [label for label in labels if not file.has_label(label)]
-        is_right = file.is_right(
-            where, f"qid {number} occurs twice" if number in seen else
-            f"{len(labels)} labels with {len(scores)} scores" if len(labels) != len(scores) else
-            f"label {unknown[0]!r} is none of the {file.num_labels} answers" if unknown else
-            "it has no answers" if file.is_training and not labels else None)
-        seen.add(number)
-        image, ids = file.image(where, name), file.ids(where, text)
-        if is_right and image and ids:
-            yield Question(number, image, file.said(ids), (), labels, scores), [ids]
+        with annotations.noting(file.defects):
+            number = file.field(where, entry, "qid", "id")
+            is_new = number not in seen
+            seen.add(number)
+            name = file.field(where, entry, "image_path", "name")
+            labels, scores = (tuple(file.several(where, entry, key))
+                              for key in ("labels", "scores"))
+            unknown = [label for label in labels if not file.has_label(label)]
+            odd = [score for score in scores if not _is_score(score)]
+            is_right = file.is_right(
+                where, f"qid {number} occurs twice" if not is_new else
+                f"{len(labels)} labels with {len(scores)} scores" if len(labels) != len(scores) else
+                f"label {annotations.short(unknown[0])} is none of the {file.num_labels} answers"
+                if unknown else
+                f"score {annotations.short(odd[0])} is no number from 0 to 1" if odd else
+                "it has no answers" if file.is_training and not labels else None)
+            image = file.image(where, name)
+            ids = file.ids(where, file.field(where, entry, "text_segment"))
+            if is_right and image and ids:
+                yield Question(number, image, file.said(ids), (), labels, scores), [ids]
+
+
+def _is_score(value) -> bool:
+    """Whether it is a number from 0 to 1: neither a truth value nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _statements(file: _File) -> Iterator[tuple[Statement, list[list[int]]]]:
     seen = set()
     for where, entry in file.lines():
-        identifier, text, *names = (
-            file.field(where, entry, key)
-            for key in ("identifier", "text_segment", "image_path", "image2_path"))
-        label = entry.get("label")
-        is_right = file.is_right(
-            where, f"identifier {identifier} occurs twice" if identifier in seen else
-            f"label {label!r} is neither 0 nor 1" if label not in (0, 1, None) else None)
-        seen.add(identifier)
-        left, right = (file.image(where, name) for name in names)
-        ids = file.ids(where, text)
-        if is_right and left and right and ids:
-            yield Statement(identifier, left, right, file.said(ids),
-                            -1 if label is None else int(label)), [ids]
+        with annotations.noting(file.defects):
+            identifier = file.field(where, entry, "identifier", "id")
+            is_new = identifier not in seen
+            seen.add(identifier)
+            names = [file.field(where, entry, key, "name") for key in ("image_path", "image2_path")]
+            label = entry.get("label")
+            is_right = file.is_right(
+                where, f"identifier {identifier} occurs twice" if not is_new else
+                f"label {annotations.short(label)} is neither 0 nor 1"
+                if label not in (0, 1, None) else None)
+            left, right = (file.image(where, name) for name in names)
+            ids = file.ids(where, file.field(where, entry, "text_segment"))
+            if is_right and left and right and ids:
+                yield Statement(identifier, left, right, file.said(ids),
+                                -1 if label is None else int(label)), [ids]
 
 
 def _labels(file: _File) -> Iterator[tuple[Labelled, list[list[int]]]]:
     for where, entry in file.lines():
-        name, label = (file.field(where, entry, key) for key in ("image_path", "label"))
-        last = f", 0 to {file.num_labels - 1}" if file.num_labels else ""
-        is_right = file.is_right(where, None if file.has_label(label) else
-                                 f"label {label!r} is no number of a class{last}")
-        image = file.image(where, name)
-        if is_right and image:
-            yield Labelled(image, label), []
+        with annotations.noting(file.defects):
+            name = file.field(where, entry, "image_path", "name")
+            label = file.field(where, entry, "label")
+            last = f", 0 to {file.num_labels - 1}" if file.num_labels else ""
+            is_right = file.is_right(
+                where, None if file.has_label(label) else
+                f"label {annotations.short(label)} is no number of a class{last}")
+            image = file.image(where, name)
+            if is_right and image:
+                yield Labelled(image, label), []
 
 
 _READERS = {"captions": _captions, "questions": _questions, "statements": _statements,

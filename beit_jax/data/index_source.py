@@ -12,7 +12,7 @@ from beit_jax.data.source import Source
 from beit_jax.data.vqa_source import answer_list
 
 _SIDES = {"statements": ("left", "right")}  # of a record's images; of other kinds it has one
-_UNREAD = ("text", "questions", "holdout_images", "holdout_per_class")
+_UNREAD = ("text", "questions", "image_pattern", "holdout_images", "holdout_per_class")
 
 
 @functools.lru_cache(maxsize=4)

@@ -36,25 +36,36 @@ def read(path: str, image_folder: str, *, skip_defects: bool = False) -> list[St
     seen: set[str] = set()
     defects: list[str] = []
     for where, entry in annotations.read_json_lines(path):
-        identifier, sentence = (annotations.field(entry, name, path, where)
-                                for name in ("identifier", "sentence"))
-        label = str(entry["label"]) if "label" in entry else None
-        where = f"{where} ({identifier})"
-        wrong = (f"identifier {identifier} occurs twice" if identifier in seen else
-                 f"label {label!r} is neither True nor False" if label not in (*_LABELS, None) else
-                 "the sentence is empty" if annotations.is_blank(sentence) else None)
-        seen.add(identifier)
-        if wrong:
-            defects.append(f"{where}: {wrong}")
-            continue
-        name = identifier.rpartition("-")[0]
-        name = f"{entry['directory']}/{name}" if "directory" in entry else name
-        left, right = (annotations.find_image(image_folder, f"{name}-img{side}.png", defects,
-                                              where) for side in (0, 1))
-        if left and right:
-            found.append(Statement(identifier, left, right, sentence,
-                                   -1 if label is None else _LABELS[label]))
-    if not seen:
+        with annotations.noting(defects):
+            statement = _statement(entry, path, where, image_folder, defects, seen)
+            if statement is not None:
+                found.append(statement)
+    if not (seen or defects):
         raise ValueError(f"{path} is empty: it holds one JSON object a line")
     annotations.settle(path, defects, skip_defects)
     return found
+
+
+def _statement(entry: dict, path: str, where: str, image_folder: str, defects: list[str],
+               seen: set[str]) -> Statement | None:
+    """One line, or None and what is wrong with it. seen: identifiers; grows."""
+    identifier = annotations.field(entry, "identifier", path, where, "name")
+    is_new = identifier not in seen
+    seen.add(identifier)
+    sentence = annotations.field(entry, "sentence", path, where, "text")
+    label = str(entry["label"]) if "label" in entry else None  # JSON's true and false will do
+    where = f"{where} ({identifier})"
+    wrong = (f"identifier {identifier} occurs twice" if not is_new else
+             f"label {annotations.short(entry['label'])} is neither True nor False"
+             if label not in (*_LABELS, None) else
+             "the sentence is empty" if annotations.is_blank(sentence) else None)
+    if wrong:
+        raise annotations.Defect(path, f"{where}: {wrong}")
+    name = identifier.rpartition("-")[0]
+    if "directory" in entry:
+        name = f"{annotations.field(entry, 'directory', path, where, 'id')}/{name}"
+    left, right = (annotations.find_image(image_folder, f"{name}-img{side}.png", defects, where)
+                   for side in (0, 1))
+    if not (left and right):
+        return None
+    return Statement(identifier, left, right, sentence, -1 if label is None else _LABELS[label])

@@ -9,6 +9,7 @@ from beit_jax.data.text_ops import Tokenizer
 CROPS = ("resized", "resized_once", "pad", "none", "dvae")
 FILTERS = ("bilinear", "bicubic", "lanczos3")
 CAPTIONS = ("drawn", "each")
+MATCHINGS = ("auto", "written", "normal")
 EVAL_RESIZES = ("crop", "squash")
 
 
@@ -59,6 +60,12 @@ class DataOptions:
         and `questions`. questions: VQA's questions.
       answers: VQA's list of answers; "" = made of the training splits' annotations, of the
         answers that `answers_min_count` questions have.
+      answer_matching: VQA: which of people's answers are those of the list: "written", letter by
+        letter; "normal", in normal form (small letters, digits, no articles or punctuation);
+        "auto": written with VQAv2's list of 3,129, as the original program does, else normal.
+      image_pattern: VQA: file of an image below `path`: "{id}" or "{id:012d}" its id, as it is or
+        in 12 digits, "{subset}" the questions' data_subtype, "{split}" the split; "" = COCO's,
+        "{subset}/COCO_{subset}_{id:012d}.jpg".
       skip_defects: True leaves out entries with a defect and names them in the log.
       holdout_images: VQA: > 0 keeps so many images of the last training split out of training;
         split "holdout" has their questions.
@@ -102,6 +109,8 @@ class DataOptions:
     questions: str = ""
     answers: str = ""
     answers_min_count: int = 9
+    answer_matching: str = "auto"
+    image_pattern: str = ""
     skip_defects: bool = False
     holdout_images: int = 0
     streams: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -143,6 +152,8 @@ class DataOptions:
                 "it needs room for <s>, a piece and </s>; 0 = no text")
         require(self.text_length or not self.text, "text", "it needs text_length, e.g. 64")
         require(self.captions in CAPTIONS, "captions", f"known: {', '.join(CAPTIONS)}")
+        require(self.answer_matching in MATCHINGS, "answer_matching",
+                f"known: {', '.join(MATCHINGS)}")
         require(self.answers_min_count > 0, "answers_min_count", "it must be positive")
         require((self.name == "mixture") == bool(self.streams), "streams",
                 'it and name="mixture" belong together')

@@ -172,7 +172,7 @@ def _lines(paths):
     step = _LONGEST_LINE // 4  # characters: each has at most four bytes
     for path in paths:
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:  # with or without a byte order mark
                 for line in filter(None, map(str.strip, file)):
                     yield from (line[i:i + step] for i in range(0, len(line), step))
         except UnicodeDecodeError as error:

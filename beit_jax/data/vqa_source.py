@@ -63,8 +63,17 @@ def _read(options, part: str, answers: tuple[str, ...], *, drop_unlisted: bool):
         if not part.startswith("test"):
             raise
         annotations = None
+    pattern = (options.image_pattern or vqa.COCO_IMAGES).replace("{split}", part)
     return vqa.read(questions, annotations, text_files.folder_of(options, part), answers,
+                    as_written=_as_written(options, answers), image_pattern=pattern,
                     drop_unlisted=drop_unlisted, skip_defects=options.skip_defects)
+
+
+def _as_written(options, answers: tuple[str, ...]) -> bool:
+    """Whether people's answers must stand on the list letter by letter."""
+    if options.answer_matching == "auto":  # the reference's way belongs to the reference's list
+        return len(answers) == vqa.VQAV2_ANSWERS
+    return options.answer_matching == "written"
 
 
 @functools.lru_cache(maxsize=4)
@@ -77,6 +86,10 @@ def answer_list(options) -> tuple[str, ...]:
                  for part in text_files.parts_of(options.train_split)]
         answers = vqa.make_answer_list(paths, min_count=options.answers_min_count, expected=None)
     log.info("%d answers to choose among, SHA-256 %s", len(answers), vqa.list_hash(answers))
+    if options.name == "vqa":  # index files bring labels, no words
+        log.info("people's answers count %s",
+                 "as they wrote them" if _as_written(options, answers) else
+                 "in normal form: small letters, digits, no articles or punctuation")
     if len(answers) != vqa.VQAV2_ANSWERS:
         log.warning("VQAv2's list has %d answers, this one %d: right for questions of your "
                     "own; for VQAv2 give train_split=train2014+val2014, whole, or answers",

@@ -293,6 +293,35 @@ def test_test_questions_need_no_annotations_and_a_list_may_be_given(asked, tmp_p
         pipeline.describe(dataclasses.replace(asked, answers=str(tmp_path / "answers.txt")))
 
 
+def test_questions_of_ones_own_with_capitals_and_names_for_images(make, tmp_path, caplog):
+    said = ["yes", "No", "Red bird", "Two"]
+    for number in range(4):
+        write_image(tmp_path / "images" / "mine" / f"shot_{number}.png", number)
+    write_json(tmp_path / "q_mine.json", {"questions": [  # without a data_subtype
+        {"question_id": f"q{i}", "image_id": f"shot_{i}", "question": "what is"}
+        for i in range(4)]})
+    write_json(tmp_path / "a_mine.json", {"annotations": [
+        {"question_id": f"q{i}", "multiple_choice_answer": a, "answers": [{"answer": a}]}
+        for i, a in enumerate(said)]})
+    options = make(name="vqa", questions=str(tmp_path / "q_{split}.json"),
+                   annotations=str(tmp_path / "a_{split}.json"), train_split="mine",
+                   eval_split="mine", answers_min_count=1, image_pattern="{split}/{id}.png")
+    caplog.set_level("INFO", logger="beit_jax")
+    info = pipeline.describe(options)
+    assert (info.num_train, info.class_names) == (4, ("yes", "no", "red bird", "2"))
+    assert "answers count in normal form" in caplog.text
+    batch = next(pipeline.eval_batches(dataclasses.replace(options, eval_batch_size=4)))
+    np.testing.assert_array_equal(batch["answer_labels"], np.arange(4)[:, None])
+    np.testing.assert_array_equal(batch["answer_scores"], np.ones((4, 1)))  # of the one asked
+    written = dataclasses.replace(options, answer_matching="written")
+    assert pipeline.describe(written).num_train == 1  # as the original would: "yes" alone
+    with pytest.raises(ValueError, match="answer_matching='loose' is wrong: known: auto"):
+        dataclasses.replace(options, answer_matching="loose")
+    with pytest.raises(ValueError, match="q_mine.json, question q0: 'image_id' is 'shot_0'"):
+        pipeline.describe(dataclasses.replace(
+            options, image_pattern="{split}/COCO_{id:012d}.png"))
+
+
 def test_held_out_images_are_those_of_the_last_training_split_and_never_trained_on(asked):
     options = dataclasses.replace(asked, train_split="train2014+val2014", eval_split="holdout",
                                   holdout_images=1)

@@ -117,6 +117,45 @@ def test_an_answer_outside_the_list_is_one_line_with_its_normal_form():
         vqa.label_of("The Red", ANSWERS)
 
 
+def test_peoples_capitals_and_articles_count_in_normal_form_where_asked(files):
+    """Questions of one's own, whose list is made of these very annotations."""
+    said = copy.deepcopy(ANNOTATIONS)
+    said["annotations"][0] = annotation(42000, 42, "Yes", *["Yes"] * 6, *["no"] * 4)
+    said["annotations"][2] = annotation(7000, 7, "The Red bird.", *["The Red bird."] * 10)
+    paths = files(annotations=said)
+    listed = vqa.make_answer_list([paths[1]], min_count=1, expected=None)
+    assert listed == ("yes", "2", "red bird")
+    found = vqa.read(*paths, listed, as_written=False)
+    assert [dict(zip(q.labels, q.scores)) for q in found] == [{0: 1.0}, {1: 1.0}, {2: 1.0}]
+    # the reference's way, for its own list: "Yes" is not "yes", and the question is dropped
+    assert [q.question_id for q in vqa.read(*paths, listed)] == [42001]
+    # an own list need not be in normal form; of two with the same one each keeps its own
+    find = vqa.label_finder(("The Dog", "dog", "Cat"), as_written=False)
+    assert [find(answer) for answer in ("The Dog", "dog", "a dog", "cat", "bee")] == [0, 1, 0, 2,
+                                                                                     None]
+
+
+def test_dropped_questions_are_told(files, caplog):
+    caplog.set_level("INFO", logger="beit_jax")
+    vqa.read(*files(), ANSWERS)
+    assert "questions.json: 1 of 3 questions have no answer on the list and are dropped" \
+        in caplog.text
+
+
+@pytest.mark.parametrize("pattern, image_id, name", [
+    ("{subset}/{id}.jpg", "shot_7", "val/shot_7.jpg"), ("{id}", "a/b.png", "a/b.png"),
+    ("x/{id:06d}.png", 42, "x/000042.png"), ("{id:03d}", "7", "007"), ("{id}.jpg", 7, "7.jpg"),
+    (vqa.COCO_IMAGES, 42, "val/COCO_val_000000000042.jpg")])
+def test_image_files_are_called_as_the_pattern_says(pattern, image_id, name):
+    assert vqa.image_name(pattern, "val", image_id, "q.json", "question 1") == name
+
+
+@pytest.mark.parametrize("pattern", ["", "x.jpg", "{id}{split}", "{id:d}", "{id.real}", "{id}}"])
+def test_another_pattern_is_one_line(pattern, files):
+    with pytest.raises(ValueError, match="config.data.image_pattern=.* must hold {id}"):
+        vqa.read(*files(), ANSWERS, image_pattern=pattern)
+
+
 DEFECTS = {  # change of (questions, annotations), message, ids that are left
     "twice": (lambda q, a: q[1].update(question_id=42000), "question 42000 occurs twice", [42000]),
     "empty": (lambda q, a: q[1].update(question="  "), "question 42001 is empty", [42000]),
