@@ -23,7 +23,8 @@ MAY = {
     "retrieval_metrics": set(), "train_tokenizer": {"token_ids", "data.text_ops"},
     # vqa_metrics: answers are normalised alike where they are read and where they are scored
     "data": {"data", "options", "token_ids", "vqa_metrics"},
-    "convert": {"convert", "checkpoint"},
+    "lazy_array": set(),
+    "convert": {"convert", "checkpoint", "lazy_array"},
     "models": {"models", "vectors"},
     "targets": {"targets", "models", "vectors", "flops"},
     # class_lists: which classes evaluation chooses among is part of a task, and pure

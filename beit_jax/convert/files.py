@@ -14,8 +14,6 @@ from beit_jax.checkpoint import RECORD
 from beit_jax.convert import pickled
 
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin")
-# where training programs keep the state dict in a larger one; the first that is there counts
-_NESTS = ("model", "module", "state_dict", "teacher")
 _STORAGES = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage",
     "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage",
@@ -34,13 +32,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
     if suffix in TORCH_SUFFIXES:
-        obj = pickled.read(path)
-        if isinstance(obj, pickled.Shell):
-            return pickled.state_dict(obj)
-        if not isinstance(obj, dict):
-            raise ValueError(f"{path} holds a {type(obj).__name__}, not named tensors")
-        nest = next((obj[key] for key in _NESTS if isinstance(obj.get(key), dict)), obj)
-        arrays = {str(k): v for k, v in nest.items() if isinstance(v, np.ndarray)}
+        arrays = {name: np.asarray(lazy) for name, lazy in pickled.named_arrays(path).items()}
     else:
         try:
             arrays = _read_plain(path, suffix)
