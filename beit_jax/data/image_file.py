@@ -5,6 +5,7 @@ WebP, and photographs that a camera stored turned.
 """
 import io
 import os
+import stat
 import warnings
 
 import numpy as np
@@ -26,6 +27,7 @@ def inspect(path: str, decode: bool, keep: tuple[int, int] | None = None):
     """
     pixels = None
     try:
+        _require_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities inside EXIF are not the user's business
             with Image.open(path) as image:
@@ -41,13 +43,15 @@ def inspect(path: str, decode: bool, keep: tuple[int, int] | None = None):
     except Image.UnidentifiedImageError:
         raise ValueError("empty" if not os.path.getsize(path) else "not an image") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
+        raise ValueError(reason or type(error).__name__) from None
     return needs_pil, pixels
 
 
 def size_of(path: str) -> tuple[int, int] | None:
     """(width, height) as stored, in pixels; None where the file is not an image."""
     try:
+        _require_file(path)
         with Image.open(path) as image:
             return image.size
     except (OSError, SyntaxError, Image.DecompressionBombError):
@@ -78,6 +82,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _require_file(path: str) -> None:
+    """Raises: OSError: nothing there, or no regular file: to open a pipe would wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
 
 
 def _needs_pil(image: Image.Image) -> bool:

@@ -1,6 +1,7 @@
 """Many image files: which of them are whole, and how a `Source` reads them."""
 import concurrent.futures
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,9 +43,10 @@ class ImageTable(NamedTuple):
         def paths_in_graph():
             from beit_jax.data.host_tensorflow import tf
             with tf.init_scope():  # one constant for all graphs, not one inside each
-                return tf.constant(self.paths.tolist())
+                # bytes: a name on the disk need not be UTF-8
+                return tf.constant([os.fsencode(path) for path in self.paths.tolist()])
 
-        return {"read": read, "needs_pil": self.needs_pil}
+        return {"read": read, "needs_pil": self.needs_pil, "paths": self.paths}
 
 
 def check(paths: Sequence[str]) -> tuple[ImageTable, dict[str, str]]:

@@ -29,15 +29,28 @@ __all__ = ["DataInfo", "DataOptions", "SplitInfo", "batch_sizes", "describe", "e
 def describe(options: DataOptions) -> DataInfo:
     """Numbers of examples, classes and tokens of a source.
 
-    Raises: ValueError: the source is missing, empty or unknown, or too small for one batch.
+    Raises: ValueError: the source is missing, empty or unknown, or too small for one batch, or it
+      lacks an evaluation split that was asked for by name.
     """
     if options.streams:
         _tokenizer_of_mixture(options)
-        return mixture.joined_info(list(map(describe, mixture.streams(options).values())))
+        streams = mixture.streams(options)
+        info = mixture.joined_info([_describe(stream, True) for stream in streams.values()])
+        if not info.num_eval and options.eval_split != DataOptions.eval_split:
+            raise MissingSplit(f"config.data.eval_split={options.eval_split}: none of the streams "
+                               f"{', '.join(streams)} has this split")
+        return info
+    return _describe(options, options.eval_split == DataOptions.eval_split)
+
+
+def _describe(options: DataOptions, may_lack_eval: bool) -> DataInfo:
+    """`describe` of one source."""
     train, chosen = _train_source(options)
     try:
         num_eval = load(options, options.eval_split).num_examples
     except MissingSplit:
+        if not may_lack_eval:
+            raise
         num_eval = 0
     pieces = train.tokenizer.num_pieces if train.tokenizer else token_ids.RELEASED_PIECES
     vocab_size = 0 if train.texts is None else token_ids.table_rows(pieces)
@@ -183,7 +196,8 @@ def _train_source(options: DataOptions) -> tuple[Source, np.ndarray | None]:
         return source, few(source, options.train_examples, options.subset_seed)
     if not options.examples_per_class:
         return source, None
-    return source, few_per_class(source.labels, options.examples_per_class, options.subset_seed)
+    return source, few_per_class(source.labels, options.examples_per_class, options.subset_seed,
+                                 source.class_names)
 
 
 def _tokenizer_of_mixture(options: DataOptions):

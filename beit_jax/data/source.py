@@ -26,10 +26,12 @@ class Source(NamedTuple):
     read_many: (int64 tensor [b]) -> {"encoded": [b], "label": int32 [b]}, in TensorFlow.
     sequence: (seed) -> tf.data.Dataset of {"encoded", "label"}: one epoch, no random access.
     needs_pil: bool [n], True where TensorFlow's decoders would give wrong pixels; None = nowhere.
+    paths: str [n], the files that `read` reads; None where they are not files of one image.
     what: for messages: where the data come from.
     images_per_example: k; with more than one there is an `image_of`.
     image_of: int64 [n * k]: picture j = example * k + side is number image_of[j] of `images`,
-      `needs_pil`, `read` or `read_many`, several may be the same; None: example i shows number i.
+      `needs_pil`, `paths`, `read` or `read_many`, several may be the same; None: example i shows
+      number i.
     texts: of the examples. tokenizer: what made their tokens; None where they came as ids.
     arrays: name -> [n, ...], joined to a batch as they are.
     records: what else is known of each example, [n], for measures that need more than numbers.
@@ -45,6 +47,7 @@ class Source(NamedTuple):
     read_many: Callable | None = None
     sequence: Callable | None = None
     needs_pil: np.ndarray | None = None
+    paths: np.ndarray | None = None
     images_per_example: int = 1
     image_of: np.ndarray | None = None
     texts: Texts | None = None
@@ -69,7 +72,7 @@ def subset(source: Source, numbers: np.ndarray) -> Source:
     if source.image_of is not None:
         pictures = source.image_of.reshape(source.num_examples, -1)
         return source._replace(**changes, image_of=pictures[numbers].reshape(-1))
-    changes |= {key: chosen(getattr(source, key)) for key in ("images", "needs_pil")}
+    changes |= {key: chosen(getattr(source, key)) for key in ("images", "needs_pil", "paths")}
     if source.views is not None:
         changes["views"] = {key: view[numbers] for key, view in source.views.items()}
     for key in ("read", "read_many"):
@@ -115,7 +118,14 @@ def with_labels(source: Source, key: str) -> Source:
     return source._replace(labels=source.read_labels(), read_labels=None)
 
 
-def held_out(labels: np.ndarray, per_class: int) -> np.ndarray:
+def class_name(label: int, class_names: Sequence[str]) -> str:
+    """"cat", for messages; the number where classes have no names, "without a label" for -1."""
+    if label < 0:
+        return "without a label"
+    return class_names[label] if label < len(class_names) else str(label)
+
+
+def held_out(labels: np.ndarray, per_class: int, class_names: Sequence[str] = ()) -> np.ndarray:
     """bool [n]: True for the last `per_class` examples of each class.
 
     Raises: ValueError: a class would keep nothing for training.
@@ -125,12 +135,14 @@ def held_out(labels: np.ndarray, per_class: int) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         if len(members) <= per_class:
             raise ValueError(f"config.data.holdout_per_class={per_class} leaves nothing to train "
-                             f"on: class {label} has {len(members)} examples")
+                             f"on: class {class_name(label, class_names)} has {len(members)} "
+                             "examples")
         is_held_out[members[-per_class:]] = True
     return is_held_out
 
 
-def few_per_class(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+def few_per_class(labels: np.ndarray, per_class: int, seed: int,
+                  class_names: Sequence[str] = ()) -> np.ndarray:
     """Example numbers, sorted: `per_class` of each class, chosen by the seed.
 
     A larger `per_class` with the same seed contains the smaller choice.
@@ -143,8 +155,8 @@ def few_per_class(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < per_class:
-            raise ValueError(f"config.data.examples_per_class={per_class}, but class {label} has "
-                             f"only {len(members)} examples")
+            raise ValueError(f"config.data.examples_per_class={per_class}, but class "
+                             f"{class_name(label, class_names)} has only {len(members)} examples")
         chosen.append(np.random.default_rng([seed, label]).permutation(members)[:per_class])
     return np.sort(np.concatenate(chosen))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from beit_jax.data import annotations, text_files, texts
 from beit_jax.data.image_text import Captioned
+from beit_jax.data.options import DataOptions
 from beit_jax.data.source import Source, held_out, subset, with_labels
 
 _IN_MEMORY_PIXELS = 2**30  # bytes of decoded pixels up to which a data set is held in memory
@@ -18,7 +19,7 @@ def load(options, split: str) -> Source:
     Small data sets of one image size are held in memory; array_record files are read by example
     number; TFRecord files are held in memory up to 1 GiB, and read in a fixed order beyond.
     With `text` every example has the captions in the feature of this name. With
-    `holdout_per_class` the last training examples of each class stand for every other split.
+    `holdout_per_class` the last training examples of each class are the evaluation split.
 
     Raises: FileNotFoundError: not prepared here. MissingSplit: no such split. ValueError: the
       examples have no field "image", or holding out needs labels of files that can only be read
@@ -26,7 +27,8 @@ def load(options, split: str) -> Source:
     """
     data_dir = _find(options.name, options.path)
     what = f"{options.name} in {data_dir}"
-    if not options.holdout_per_class:
+    held = (options.train_split, options.eval_split, DataOptions.eval_split)
+    if not options.holdout_per_class or split not in held:
         return _read(data_dir, split, what, options)
     source = _read(data_dir, options.train_split, what, options)
     source = with_labels(source, "holdout_per_class")
@@ -70,7 +72,8 @@ def _read_captions(data_dir: str, split: str, what: str, options) -> Source:
 
 def _holdout(source: Source, per_class: int, is_training: bool) -> Source:
     """The kept or the held-out part of a source with known labels."""
-    return subset(source, np.flatnonzero(held_out(source.labels, per_class) != is_training))
+    chosen = held_out(source.labels, per_class, source.class_names) != is_training
+    return subset(source, np.flatnonzero(chosen))
 
 
 def _find(name: str, path: str) -> str:

@@ -1,6 +1,7 @@
 """Folders of anybody's images: what is found, what is skipped, what pixels come out."""
 import io
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -45,6 +46,152 @@ def test_class_folders_give_labels_in_sorted_order_and_validation_is_found(tmp_p
     assert _evaluated(options, "validation")["label"].tolist() == [0, 1, 2]
 
 
+def _folders(root, *paths):
+    """An image in each folder; of one that ends with "/" nothing but the folder."""
+    for k, path in enumerate(paths):
+        if path.endswith("/"):
+            (root / path).mkdir(parents=True)
+        else:
+            _save(root / path / f"{k}.png", _picture(k))
+
+
+@pytest.mark.parametrize(("train", "val"), [
+    ("Train", "Val"), ("TRAIN", "VALIDATION"), ("training_set", "valid"), ("Training", "Testing"),
+    ("train2017", "val2017"), ("train-images", "test_data"), ("trainset", "dev")], ids=str)
+def test_splits_are_known_in_any_case_and_the_usual_spellings(tmp_path, train, val):
+    _folders(tmp_path, f"{train}/ant", f"{train}/bee", f"{val}/ant", f"{val}/bee")
+    info = pipeline.describe(_options(tmp_path))
+    assert (info.num_train, info.num_eval, info.class_names) == (2, 2, ("ant", "bee"))
+
+
+@pytest.mark.parametrize("name", ["test", "val", "Train", "valid", "testing"])
+def test_a_class_that_is_called_as_a_split_stays_a_class_and_is_told(tmp_path, caplog, name):
+    _folders(tmp_path, "exam", "quiz", name)
+    with caplog.at_level("WARNING", logger="beit_jax"):
+        info = pipeline.describe(_options(tmp_path))
+    assert (info.num_train, info.num_eval) == (3, 0)
+    assert set(info.class_names) == {"exam", "quiz", name}
+    assert f"{name} (taken as a class" in caplog.text
+
+
+def test_a_folder_of_the_same_classes_beside_them_is_a_split(tmp_path):
+    _folders(tmp_path, "ant", "bee", "val/ant", "val/bee", "Test/bee")
+    info = pipeline.describe(_options(tmp_path))
+    assert info.class_names == ("ant", "bee") and (info.num_train, info.num_eval) == (2, 2)
+    assert _evaluated(_options(tmp_path), "test")["label"].tolist() == [1]
+
+
+AMBIGUOUS = {  # what lies there -> what the message says
+    "two_training_splits": (("train/a", "Train/a"), "train_split=./Train"),
+    "two_validation_splits": (("train/a", "val/a", "Valid/a"), "eval_split=./Valid"),
+    "no_training_split": (("val/a", "test/a"), "train_split=./test"),
+    "a_class_or_the_training_split": (("bus", "car", "train/steam", "train/fast"),
+                                      "train_split=./train, or config.data.train_split=."),
+    "images_in_all": (("train", "val", "extra"), "train_split=./train, or"),
+    "a_test_of_other_classes": (("a", "b", "test/c"), "eval_split=./test, or"),
+    "splits_one_level_below": (("photos/train/a", "photos/val/a"), "path=.*photos meant"),
+    "splits_inside_classes": (("cat/train", "cat/val", "dog/train", "dog/val"), "they come first"),
+    "splits_with_other_names": (("seg_a/x", "seg_a/y", "seg_b/x", "seg_b/y"),
+                                "train_split=seg_a and eval_split=seg_b"),
+    "validation_without_classes": (("train/a", "train/b", "val"), "val has no class folders"),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_what_is_not_certain_is_refused_and_the_way_out_is_told(tmp_path, case):
+    paths, message = AMBIGUOUS[case]
+    _folders(tmp_path, *paths)
+    with pytest.raises(ValueError, match=message) as error:
+        pipeline.describe(_options(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("train_split", "trian"), ("eval_split", "tset"), ("eval_split", "test"),
+    ("train_split", "train[:90%]"), ("train_split", "./nowhere"), ("eval_split", "./nowhere")])
+def test_a_split_that_is_not_there_is_never_the_whole_folder(tmp_path, key, value):
+    _folders(tmp_path, "train/a", "train/b", "val/a")
+    with pytest.raises(ValueError, match=r"(tset|trian|test|train\[:90%\]|nowhere)\b.*val"):
+        pipeline.describe(_options(tmp_path, **{key: value}))
+    if key == "eval_split":  # nor are examples that were held back for another split
+        with pytest.raises(ValueError, match="has no split|is no folder"):
+            pipeline.eval_batches(_options(tmp_path), value)
+
+
+def test_names_of_splits_can_be_stated(tmp_path):
+    _folders(tmp_path / "own", "seg_a/x", "seg_a/y", "seg_b/x", "seg_b/y")
+    stated = _options(tmp_path / "own", train_split="seg_a", eval_split="seg_b")
+    assert pipeline.describe(stated).num_eval == 2
+    _folders(tmp_path / "flat", "car", "train", "test", "val")
+    info = pipeline.describe(_options(tmp_path / "flat", train_split="."))
+    assert info.class_names == ("car", "test", "train", "val") and info.num_eval == 0
+    stated = _options(tmp_path / "flat", train_split=".", eval_split="./test")
+    assert pipeline.describe(stated).class_names == ("car", "train", "val")
+    assert _evaluated(stated, "validation")["label"].tolist() == [-1]
+
+
+def test_a_test_folder_without_classes_does_not_stand_for_validation(tmp_path):
+    _folders(tmp_path, "train/a", "train/b", "test")
+    assert pipeline.describe(_options(tmp_path)).num_eval == 0
+    with pytest.raises(ValueError, match="test has no class folders, and"):
+        pipeline.describe(_options(tmp_path, eval_split="test"))
+
+
+def test_folders_without_images_and_litter_are_no_classes_and_are_told(tmp_path, caplog):
+    _folders(tmp_path, "train/ant", "train/cow/", "train/dog", "train/__MACOSX/ant",
+             "train/.ipynb_checkpoints", "val/ant", "val/dog", "val/ant/.thumbs", "__MACOSX/train")
+    (tmp_path / "train" / "eel").mkdir()
+    (tmp_path / "train" / "eel" / "broken.jpg").write_bytes(b"")
+    (tmp_path / "train" / "dog" / "Thumbs.db").write_bytes(b"thumbs")
+    with caplog.at_level("WARNING", logger="beit_jax"):
+        info = pipeline.describe(_options(tmp_path))
+    assert (info.num_train, info.num_eval, info.class_names) == (2, 2, ("ant", "dog"))
+    for name in ("cow", "__MACOSX", ".ipynb_checkpoints", "eel", "Thumbs.db", ".thumbs"):
+        assert name in caplog.text, name
+
+
+def test_empty_classes_of_validation_do_not_move_labels(tmp_path):
+    _folders(tmp_path, "train/a", "train/b", "train/c", "val/a", "val/b/", "val/c")
+    assert _evaluated(_options(tmp_path), "validation")["label"].tolist() == [0, 2]
+
+
+def test_links_that_lead_upwards_or_in_circles_show_no_image_twice(tmp_path, caplog):
+    _folders(tmp_path, "cat", "dog", "dog/inner", "far/fox")
+    (tmp_path / "cat" / "loop").symlink_to("..")
+    (tmp_path / "cat" / "self").symlink_to(".")
+    (tmp_path / "cat" / "here").symlink_to(".")
+    (tmp_path / "cat" / "dogs").symlink_to("../dog")
+    (tmp_path / "dog" / "inner" / "above").symlink_to("../../..")
+    (tmp_path / "cat" / "endless").symlink_to("endless")
+    (tmp_path / "cat" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "cats").symlink_to("cat")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    with caplog.at_level("WARNING", logger="beit_jax"):
+        source = pipeline.load(_options(tmp_path), "train")
+    assert source.class_names == ("cat", "dog", "far") and source.labels.tolist() == [0, 1, 1, 2]
+    for name in ("loop", "self", "dogs", "above", "endless", "gone.png", "pipe.jpg", "cats"):
+        assert f"{name} (" in caplog.text, name
+
+
+def test_class_folders_may_be_links(tmp_path):
+    _folders(tmp_path, "store/x", "store/y")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ant").symlink_to("../store/x")
+    (tmp_path / "data" / "bee").symlink_to("../store/y")
+    assert pipeline.load(_options(tmp_path / "data"), "train").labels.tolist() == [0, 1]
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for k, size in enumerate(((20, 16), (120, 100))):  # too large to be held in memory
+        with open(folder + b"/\xff%d.png" % k, "wb") as file:
+            _picture(k, size).save(file, "png")
+    batch = _evaluated(_options(tmp_path))
+    assert batch["label"].tolist() == [0, 0] and batch["image"].std() > 1
+    assert pipeline.describe(_options(tmp_path)).class_names == ("caf\\xe9",)
+
+
 def test_holdout_takes_the_last_of_each_class(tmp_path):
     for name in ("a", "b"):
         for k in range(4):
@@ -54,8 +201,23 @@ def test_holdout_takes_the_last_of_each_class(tmp_path):
     assert (info.num_train, info.num_eval) == (6, 2)
     last = np.asarray(_picture(3).resize((20, 16)))[:, 2:18]
     np.testing.assert_array_equal(_evaluated(options, "validation")["image"], [last, last])
-    with pytest.raises(ValueError, match="holdout_per_class=4 leaves nothing to train on"):
+    with pytest.raises(ValueError, match="=4 leaves nothing to train on: class a has 4"):
         pipeline.describe(_options(tmp_path, holdout_per_class=4))
+    with pytest.raises(ValueError, match="examples_per_class=5, but class a has only 4"):
+        pipeline.describe(_options(tmp_path, examples_per_class=5))
+    with pytest.raises(ValueError, match="has no split 'tset'"):
+        pipeline.eval_batches(options, "tset")
+
+
+def test_holdout_and_a_validation_folder_exclude_each_other(tmp_path, caplog):
+    _folders(tmp_path, "train/a", "train/b", "test/a")
+    for name in ("a", "b"):
+        _save(tmp_path / "train" / name / "more.png", _picture(9))
+    with caplog.at_level("WARNING", logger="beit_jax"):
+        assert pipeline.describe(_options(tmp_path, holdout_per_class=1)).num_eval == 2
+    assert "test is not used: config.data.holdout_per_class=1" in caplog.text
+    with pytest.raises(ValueError, match="set one of the two"):
+        pipeline.describe(_options(tmp_path, holdout_per_class=1, eval_split="test"))
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

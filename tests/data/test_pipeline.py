@@ -14,7 +14,7 @@ from beit_jax.data.source import MissingSplit, Source
 NUM, CLASSES = 21, 3
 
 
-def _toy(size):
+def _toy(size, splits=("train", "validation")):
     """In-memory pictures of one size; picture i holds the value 10 i in its first channel."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (NUM, 8, 8, 3), dtype=np.uint8)
@@ -23,7 +23,7 @@ def _toy(size):
     labels = (np.arange(NUM) % CLASSES).astype(np.int32)
 
     def load(options, split):
-        if split not in ("train", "validation"):
+        if split not in splits:
             raise MissingSplit(f"toy has no split {split}")
         return Source(NUM, ("a", "b", "c"), "toy", labels=labels, images=images)
 
@@ -34,6 +34,7 @@ def _toy(size):
 def toy_sources(monkeypatch):
     monkeypatch.setitem(data.SOURCES, "small", _toy(16))
     monkeypatch.setitem(data.SOURCES, "large", _toy(112))
+    monkeypatch.setitem(data.SOURCES, "alone", _toy(16, ("train",)))
 
 
 PLAIN = dict(global_batch_size=4, image_px=16, crop="none", flip=0.0, threads=2)
@@ -182,9 +183,10 @@ def test_few_examples_are_chosen_by_the_seed_and_grow_with_their_number():
 def test_describe_counts_examples_and_a_missing_validation_split_is_none():
     info = pipeline.describe(_options("plain"))
     assert (info.num_train, info.num_eval, info.num_classes) == (NUM, NUM, CLASSES)
-    assert pipeline.describe(_options("plain", eval_split="test")).num_eval == 0
-    with pytest.raises(ValueError, match="no split test"):
-        pipeline.eval_batches(_options("plain", eval_split="test"))
+    assert pipeline.describe(_options("plain", name="alone")).num_eval == 0
+    for use in (pipeline.describe, pipeline.eval_batches):  # a name that was asked for is missed
+        with pytest.raises(ValueError, match="no split test"):
+            use(_options("plain", eval_split="test"))
 
 
 @pytest.mark.parametrize("changes, message", [
