@@ -4,11 +4,14 @@ The formulas are those of the COCO caption evaluation; the words are those of `c
 which is close to its tokenizer but not it: figures for a paper come from the original program.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from beit_jax import caption_words
+
+log = logging.getLogger(__name__)
 
 _N = 4  # longest n-gram
 _SIGMA = 6.0  # CIDEr-D: width of its penalty on a difference of length, in words
@@ -22,7 +25,9 @@ def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> d
       candidates: {image id: caption}.
       references: {image id: captions of people}, the same ids.
     Returns: {"BLEU-1" .. "BLEU-4", "ROUGE-L": in [0, 1]; "CIDEr-D": in [0, 10]}; papers write them
-      times 100.
+      times 100. What is 0 by definition is left out of the means and said in the log: images whose
+      references hold no word, and of CIDEr-D those that `cider_d` cannot score. CIDEr-D is not
+      there if it can score none, as of a single image; nothing is there if no reference has a word.
     Raises: ValueError: the ids differ, there are none, or an image has no reference.
     """
     missing = [*(i for i in references if i not in candidates),
@@ -39,12 +44,22 @@ def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> d
     bare = [i for i, captions in known.items() if not captions]
     if bare:
         raise ValueError(f"image {bare[0]} has no reference caption: leave it out")
-    ids = list(known)
-    pairs = [(split[i], known[i]) for i in ids]
+    pairs = [(split[i], captions) for i, captions in known.items() if any(captions)]
+    if len(pairs) < len(known):
+        log.warning("the references of %d of %d images hold no word: they are not measured",
+                    len(known) - len(pairs), len(known))
+    if not pairs:
+        return {}
     rouge = [rouge_l(words, captions) for words, captions in pairs]
-    cider = cider_d(pairs)
-    return {**{f"BLEU-{n + 1}": value for n, value in enumerate(bleu(pairs))},
-            "ROUGE-L": sum(rouge) / len(rouge), "CIDEr-D": sum(cider) / len(cider)}
+    found = {**{f"BLEU-{n + 1}": value for n, value in enumerate(bleu(pairs))},
+             "ROUGE-L": sum(rouge) / len(rouge)}
+    cider = [value for value in cider_d(pairs) if value is not None]
+    if len(cider) < len(pairs):
+        log.warning("CIDEr-D of %d of %d images is 0 by definition, whatever their captions say: "
+                    "each n-gram of their references stands with every image, as with a single "
+                    "one. %s", len(pairs) - len(cider), len(pairs),
+                    "The mean leaves them out" if cider else "It is left out")
+    return found | ({"CIDEr-D": sum(cider) / len(cider)} if cider else {})
 
 
 def ngrams(words: Sequence[str]) -> list[Counter]:
@@ -101,11 +116,11 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-def cider_d(pairs) -> list[float]:
-    """CIDEr-D of each caption, in [0, 10].
+def cider_d(pairs) -> list[float | None]:
+    """CIDEr-D of each caption, in [0, 10]; None where it is 0 whatever the caption.
 
-    Rarity is counted over the references of all pairs, so a score depends on the whole set, and is
-    0 for a set of one image.
+    Rarity is counted over the references of all pairs, so a score depends on the whole set. An
+    n-gram that all images have weighs nothing: in a set of one image none weighs anything.
 
     Args: pairs: [(words, [words of a reference, ...]), ...].
     Source: Vedantam et al. 2015 (arXiv 1411.5726), Sec. 4; tylin/coco-caption, cider_scorer.py.
@@ -124,8 +139,11 @@ def cider_d(pairs) -> list[float]:
 
     found = []
     for (words, _), references in zip(pairs, known):
-        caption = weigh(ngrams(words))
-        each = [_similarity(caption, weigh(reference)) for reference in references]
+        caption, weighed = weigh(ngrams(words)), [weigh(reference) for reference in references]
+        if not any(any(norms) for _, norms, _ in weighed):
+            found.append(None)
+            continue
+        each = [_similarity(caption, reference) for reference in weighed]
         found.append(10.0 * sum(each) / len(each))
     return found
 

@@ -15,8 +15,9 @@ def recalls(image_features, text_features, image_of_caption) -> dict[str, float]
       image_of_caption: int [c], the row of each caption's image.
     Returns: tr_r1, tr_r5, tr_r10: share of images with one of their own captions among the k best
       (of images that have a caption); ir_r1 ..: share of captions whose image is among the k best;
-      mean: of the six, by which a model is chosen. A tie counts for the lower row, so that equal
-      features score as chance does; features that are no numbers are never found.
+      mean: of the six, by which a model is chosen, without those of `certain`; not there if all
+      are. A tie counts for the lower row, so that equal features score as chance does; features
+      that are no numbers are never found.
     Raises: ValueError: no captions, or one of an image that is not there.
     Source: BEiT-3, Sec. 3.1.4; microsoft/unilm beit3/engine_for_finetuning.py, RetrievalHandler.
     """
@@ -33,7 +34,20 @@ def recalls(image_features, text_features, image_of_caption) -> dict[str, float]
               "ir": _places(texts, images, own, np.arange(len(images)))}
     found = {f"{way}_r{k}": 100.0 * float(np.mean(place < k))
              for way, place in places.items() for k in RANKS}
-    return found | {"mean": sum(found.values()) / len(found)}
+    known = certain(len(images), own)
+    open_ones = [value for name, value in found.items() if name not in known]
+    return found | ({"mean": sum(open_ones) / len(open_ones)} if open_ones else {})
+
+
+def certain(num_images: int, image_of_caption) -> tuple[str, ...]:
+    """Which of the `recalls` are 100 by definition, in so small a set: "tr_r10", ...
+
+    Args: image_of_caption: int [c], c > 0.
+    """
+    captions_of_image = np.unique(image_of_caption, return_counts=True)[1]
+    # before an image's first own caption stand at most all captions of others
+    others = {"tr": len(image_of_caption) - captions_of_image.min(), "ir": num_images - 1}
+    return tuple(f"{way}_r{k}" for way, most in others.items() for k in RANKS if most < k)
 
 
 def fold_recalls(image_features, text_features, image_of_caption, num_folds: int = 5) -> dict:
@@ -50,7 +64,8 @@ def fold_recalls(image_features, text_features, image_of_caption, num_folds: int
     for first in range(0, len(images), size):
         is_here = (own >= first) & (own < first + size)
         each.append(recalls(images[first:first + size], texts[is_here], own[is_here] - first))
-    return {name: sum(fold[name] for fold in each) / num_folds for name in each[0]}
+    names = dict.fromkeys(name for fold in each for name in fold)  # some folds may have no mean
+    return {name: float(np.mean([fold[name] for fold in each if name in fold])) for name in names}
 
 
 def _places(queries, items, image_of_query, image_of_item) -> np.ndarray:

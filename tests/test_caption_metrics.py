@@ -88,7 +88,27 @@ def test_cider_by_hand():
     # 1 / sqrt 2. The lengths differ by one.
     penalty = math.exp(-1 / (2 * 36))
     assert second == pytest.approx(10 * (1 / 2 + 1 / math.sqrt(2)) / 4 * penalty)
-    assert caption_metrics.cider_d(pairs[:1]) == [0.0]
+    assert caption_metrics.cider_d(pairs[:1]) == [None]  # 0 whatever the caption
+
+
+def test_what_is_0_by_definition_is_told_and_no_part_of_a_mean(caplog):
+    one = scores({4: "a dog runs on wet grass"}, {4: ["a dog runs on wet grass", "dog on grass"]})
+    assert "CIDEr-D" not in one and one["BLEU-4"] == pytest.approx(1.0)
+    assert "CIDEr-D of 1 of 1 images is 0 by definition" in caplog.text
+    caplog.clear()
+    # every n-gram of "a cat" stands with both images; a reference may hold no word at all
+    two = {1: ["a cat"], 2: ["a cat", "a cat sits on a mat"]}
+    same = {1: "a cat", 2: "a cat sits on a mat"}
+    found = scores(same, two)
+    assert found["CIDEr-D"] == pytest.approx(caption_metrics.cider_d(
+        [("a cat".split(), ["a cat".split()]),
+         (same[2].split(), [c.split() for c in two[2]])])[1])
+    assert "CIDEr-D of 1 of 2 images" in caplog.text and "hold no word" not in caplog.text
+    assert scores(same | {3: "a bus"}, two | {3: [" . "]}) == found
+    assert "the references of 1 of 3 images hold no word" in caplog.text
+    assert scores({3: "a bus"}, {3: ["..."]}) == {}
+    caplog.clear()
+    assert len(scores(SAME)) == 6 and not caplog.text
 
 
 def test_cider_does_not_pay_for_repetition():

@@ -50,6 +50,22 @@ def test_images_without_captions_distract_but_do_not_count():
     assert found["tr_r1"] == 100.0 and found["ir_r1"] == 0.0 and found["ir_r5"] == 100.0
 
 
+def test_what_can_only_be_100_is_no_part_of_the_mean():
+    images, texts, own = features(6, 12, noise=3.0)  # of 6 images each is among the best 10
+    assert retrieval_metrics.certain(6, own) == ("ir_r10",)
+    found = retrieval_metrics.recalls(images, texts, own)
+    assert found["ir_r10"] == 100.0 and found["mean"] == pytest.approx(np.mean(
+        [found[name] for name in ("tr_r1", "tr_r5", "tr_r10", "ir_r1", "ir_r5")]))
+    assert found["mean"] < 90
+    # two captions of one image and one of another: at most two of others stand before an own one
+    assert retrieval_metrics.certain(20, [3, 3, 4]) == ("tr_r5", "tr_r10")
+    assert retrieval_metrics.certain(20, np.arange(20)) == ()
+    alone = retrieval_metrics.recalls(np.ones((1, 3)), np.ones((2, 3)), [0, 0])
+    assert set(alone.values()) == {100.0} and len(alone) == 6  # and no mean
+    folds = retrieval_metrics.fold_recalls(np.eye(3), np.eye(3), np.arange(3), num_folds=3)
+    assert set(folds.values()) == {100.0} and "mean" not in folds
+
+
 def test_folds_are_measured_apart_and_averaged():
     images, texts, own = features(20, 40)
     found = retrieval_metrics.fold_recalls(images, texts, own, num_folds=2)

@@ -60,18 +60,21 @@ class Tokenizer:
                 for piece in self._processor.EncodeAsIds(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; <s>, <pad>, </s>, <mask> and unused rows of the table are skipped.
+        """The text of some ids; special tokens and unused rows of the table leave no trace.
 
-        An unknown piece reads " \u2047 ".
+        Special are <s>, <pad>, </s>, <mask> and <unk>, for which the model itself would write a
+        sign, which measures of captions would take for a word.
         Raises: ValueError: an id that no table has.
+        Source: microsoft/unilm beit3/engine_for_finetuning.py, which decodes captions with
+          skip_special_tokens=True.
         """
         rows = token_ids.table_rows(self.num_pieces)
         pieces = []
         for number in map(int, ids):
             if not 0 <= number < rows:
                 raise ValueError(f"token {number} is none of the table's {rows}")
-            if token_ids.UNKNOWN <= number < self.mask_id:
-                pieces.append(0 if number == token_ids.UNKNOWN else number - 1)
+            if token_ids.UNKNOWN < number < self.mask_id:
+                pieces.append(number - 1)
         return self._processor.DecodeIds(pieces)
 
     def row(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:

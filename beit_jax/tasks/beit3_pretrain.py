@@ -121,6 +121,8 @@ def make(config) -> contract.Task:
                 "pair_text": Prediction(words, hidden.codes, hidden.is_hidden)}
 
     predict = {"images": of_images, "texts": of_texts, "pairs": of_pairs}
+    if named := config.data.get("streams"):  # else the first batch tells that it is no mixture
+        check_streams(named, predict)
 
     def init(key, batch):
         check_streams(batch, predict)

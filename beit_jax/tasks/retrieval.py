@@ -41,7 +41,8 @@ def make(config) -> contract.Task:
     worked off in parts (config.optim.accumulation_steps) compares within each part only.
 
     Reads config.model (Beit3ForRetrieval), measure, data.text_length, data.mean, data.std.
-    Measures: `retrieval_metrics.recalls` in percent, tr_r1 ... ir_r10 and their mean.
+    Measures: `retrieval_metrics.recalls` in percent, tr_r1 ... ir_r10 and their mean; what so few
+    images or captions make certain is said in the log, and no part of the mean.
     Raises: ValueError: values that do not fit together.
     """
     contract.check_sections(config, ("model", "measure"))
@@ -87,11 +88,16 @@ def make(config) -> contract.Task:
             return {}, {}
         parts = rows["image"], rows["text"][has_text], np.nonzero(has_text)[0]
         values = retrieval_metrics.recalls(*parts)
+        if known := retrieval_metrics.certain(len(has_text), parts[2]):
+            log.warning("%s of %d images and %d captions can only be 100: the mean leaves them "
+                        "out", ", ".join(known), len(has_text), len(parts[2]))
         size, rest = divmod(len(has_text), folds or 1)
         # the run is worth more than these numbers
-        if folds and (rest or not has_text.reshape(folds, size, -1).any(axis=(1, 2)).all()):
+        if folds and (rest or size < 2
+                      or not has_text.reshape(folds, size, -1).any(axis=(1, 2)).all()):
             log.warning("config.measure.folds=%d do not divide the %d images of the split, or "
-                        "leave a part without captions: 1k_ is left out", folds, len(has_text))
+                        "leave a part without captions or of one image, whose recall can only be "
+                        "100: 1k_ is left out", folds, len(has_text))
         elif folds:
             each = retrieval_metrics.fold_recalls(*parts, folds)
             values |= {f"1k_{name}": value for name, value in each.items()}

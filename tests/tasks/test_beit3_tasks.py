@@ -420,6 +420,11 @@ def test_retrieval_judge_of_folds(caplog):
     assert files == {}
     assert values["tr_r1"] == values["ir_r1"] == 50.0 and values["tr_r5"] == 100.0
     assert values["1k_tr_r1"] == values["1k_ir_r1"] == values["1k_mean"] == 100.0
+    assert "tr_r5, tr_r10, ir_r5, ir_r10 of 4 images and 4 captions can only be 100" in caplog.text
+    assert values["mean"] == 50.0
+    caplog.clear()
+    values, _ = make("retrieval", measure=dict(folds=4)).judge(rows, known)
+    assert "or of one image" in caplog.text and "1k_tr_r1" not in values
     values, _ = make("retrieval", measure=dict(folds=3)).judge(rows, known)
     assert "config.measure.folds=3 do not divide the 4 images" in caplog.text
     assert values["tr_r1"] == 50.0 and not any(name.startswith("1k_") for name in values)
