@@ -4,6 +4,7 @@ Example g of a run (g = step * global batch + row) is a function of (seed, g): w
 crop, which colours. A run that is resumed, or spread over other processes, therefore sees the same
 examples. Nothing here imports TensorFlow before the first batch is asked for.
 """
+import contextlib
 import functools
 import itertools
 
@@ -23,7 +24,7 @@ from beit_jax.data.source import (
 )
 
 __all__ = ["DataInfo", "DataOptions", "SplitInfo", "batch_sizes", "describe", "eval_batches",
-           "split_info", "steps_per_epoch", "train_batches"]
+           "num_labelled", "split_info", "steps_per_epoch", "train_batches"]
 
 
 def describe(options: DataOptions) -> DataInfo:
@@ -56,6 +57,24 @@ def _describe(options: DataOptions, may_lack_eval: bool) -> DataInfo:
     vocab_size = 0 if train.texts is None else token_ids.table_rows(pieces)
     return DataInfo(len(chosen) if chosen is not None else train.num_examples, num_eval,
                     len(train.class_names), train.class_names, vocab_size)
+
+
+def num_labelled(options: DataOptions, split: str, limit: int = 0) -> int:
+    """How many examples with a label `eval_batches` gives for the same arguments.
+
+    All, where labels are known only once their records are read. Raises: ValueError: no such split.
+    """
+    if options.streams:
+        counts = []
+        for stream in mixture.streams(options).values():
+            with contextlib.suppress(MissingSplit):
+                counts.append(num_labelled(stream, split, limit))
+        if not counts:
+            raise MissingSplit(f"none of the streams {', '.join(options.streams)} has a split "
+                               f"{split!r}")
+        return sum(counts)
+    source = _eval_source(options, split, limit)
+    return source.num_examples if source.labels is None else int(np.sum(source.labels >= 0))
 
 
 def split_info(options: DataOptions, split: str = "validation", limit: int = 0) -> SplitInfo:

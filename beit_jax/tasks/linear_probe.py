@@ -141,8 +141,10 @@ def make(config) -> contract.Task:
                 "count": jnp.sum(weights)}
 
     def summarize(sums):
-        """Accuracy after every block (numbered from 0) and of the best one."""
-        count = max(float(sums["count"]), 1.0)
+        """Accuracy after every block (numbered from 0) and of the best one; {} without labels."""
+        if contract.nothing_counted(sums):
+            return {}
+        count = float(sums["count"])
         top1 = [float(hits) / count for hits in sums["top1_of_blocks"]]
         best = max(range(len(top1)), key=top1.__getitem__)
         blocks = {f"top1_block_{i}": value for i, value in enumerate(top1)}

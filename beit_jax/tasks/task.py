@@ -1,6 +1,7 @@
 """The contract between a method and the training loop: a named tuple of pure functions."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from beit_jax import options
 from beit_jax.models.vit import patch_grid
+
+log = logging.getLogger(__name__)
 
 # keys of a section that say where frozen weights come from; the others describe the network
 OF_LOADING = ("checkpoint", "adapt", "use_ema", "accept_other_statistics")
@@ -155,7 +158,18 @@ def check_sections(config, reads: tuple[str, ...]) -> None:
     options.require_empty(config, unread, config.task)
 
 
+def nothing_counted(sums: Mapping[str, Any]) -> bool:
+    """Whether the summed "count" is 0, as of a split without labels; the log then says so."""
+    is_empty = float(sums["count"]) == 0
+    if is_empty:
+        log.warning("no example of the split could be counted (have they labels?): no number is "
+                    "reported")
+    return is_empty
+
+
 def mean_of_sums(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Divides every summed value by the summed "count"."""
-    count = max(float(sums["count"]), 1.0)
+    """Divides every summed value by the summed "count"; {} where nothing was counted."""
+    if nothing_counted(sums):
+        return {}
+    count = float(sums["count"])
     return {name: float(value) / count for name, value in sums.items() if name != "count"}

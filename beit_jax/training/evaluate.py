@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from beit_jax.data import pipeline
 from beit_jax.tasks.task import Task
 from beit_jax.training import knn, sharding
 from beit_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,29 @@ class EvalOptions:
         if self.knn_bank < 0 or 0 < self.knn_bank < max(self.knn, default=0):
             raise ValueError(f"config.eval.knn_bank={self.knn_bank} examples cannot hold "
                              f"config.eval.knn={self.knn} neighbours; 0 takes all examples")
+
+
+def check_data(options: EvalOptions, data: pipeline.DataOptions, info: pipeline.DataInfo) -> None:
+    """Finds out before training whether the data can be evaluated on as asked.
+
+    Raises: ValueError: no such split, or fewer labelled examples than neighbours.
+    """
+    if not info.num_eval and options.split == EvalOptions.split:
+        return  # nothing is evaluated; whoever trains says so
+    labelled = pipeline.num_labelled(data, options.split, options.limit)
+    if info.num_classes and not labelled:
+        log.warning("no example of the split %s has a label: what needs labels is not measured",
+                    options.split)
+    if not options.knn:
+        return
+    bank = pipeline.num_labelled(data, options.knn_split, options.knn_bank)
+    if bank < max(options.knn):
+        raise ValueError(f"config.eval.knn={options.knn}, but there are {bank} labelled examples "
+                         f"of the split {options.knn_split} to look for neighbours in: ask for "
+                         "fewer, or see config.eval.knn_split and knn_bank")
+    if not labelled:
+        raise ValueError(f"config.eval.knn={options.knn} needs labels, and the split "
+                         f"{options.split} has none")
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     mesh = sharding.make_mesh(opts.mesh)
     recipe.check_batch(opts, mesh)
     info = pipeline.describe(opts.data)
+    evaluate.check_data(opts.eval, opts.data, info)
     config = recipe.with_data(config, info)
     task = tasks.make(config)
     if not evaluate_only:

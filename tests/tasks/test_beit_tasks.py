@@ -148,6 +148,18 @@ def test_a_classifier_learns_its_batch_and_ignores_rows_without_label(optimised)
     assert jax.jit(task.eval_step)({"params": params}, {}, batch)["count"] == 10
 
 
+@pytest.mark.parametrize("sums", [
+    ("classification", dict(loss=0.0, top1=0.0, top5=0.0, count=0.0)),
+    ("linear_probe", dict(loss=0.0, top1_of_blocks=np.zeros(2), count=0.0))], ids=lambda c: c[0])
+def test_an_evaluation_without_labels_reports_no_number_and_says_so(sums, caplog):
+    """A top1 of 0.0 would be believed by keep_best, and by people."""
+    name, sums = sums
+    config = config_of(name, model=VIT | (dict(num_classes=4) if name == "classification" else {}),
+                       **({} if name == "classification" else dict(probe=dict(num_classes=4))))
+    assert tasks.make(config).summarize(sums) == {}
+    assert "no number is reported" in caplog.text
+
+
 def test_a_probe_trains_classifiers_of_all_blocks_and_not_the_backbone(optimised):
     config = config_of("linear_probe", model=VIT | dict(use_shared_rel_pos=True),
                        probe=dict(num_classes=4, feature="cls+mean"))

@@ -12,7 +12,9 @@ import pytest
 from compiling import pretended
 from sklearn.neighbors import KNeighborsClassifier
 
-from beit_jax import tasks
+from beit_jax import data, tasks
+from beit_jax.data import pipeline
+from beit_jax.data.source import MissingSplit, Source
 from beit_jax.models.beit import BeitForMim
 from beit_jax.tasks.task import Task, mean_of_sums
 from beit_jax.training import evaluate, knn, loop
@@ -147,6 +149,26 @@ def test_a_run_reports_them_and_a_task_without_features_says_so(toy, tmp_path, m
     assert result["eval/validation/knn_1"] == 1.0  # the toy's splits are one
     assert 0.25 < result["eval/validation/knn_5"] <= 1.0
     assert "eval/validation/top1" in result
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(knn=(5, 12)), r"knn=\(5, 12\), but there are 11 labelled examples of the split train"),
+    (dict(split="tset"), "no split tset"), (dict(knn=(1,), knn_split="tset"), "no split tset"),
+    (dict(knn=(1,), split="unlabelled"), "the split unlabelled has none"),
+], ids=["small_bank", "split", "bank", "no_labels"])
+def test_what_the_data_cannot_give_is_known_before_training(monkeypatch, changes, message):
+    def load(options, split):
+        labels = {"train": np.arange(-1, 11), "validation": np.arange(3),
+                  "unlabelled": np.full(3, -1)}.get(split)
+        if labels is None:
+            raise MissingSplit(f"no split {split}")
+        return Source(len(labels), tuple("abcdefghijk"), "few", labels=labels)
+
+    monkeypatch.setitem(data.SOURCES, "few", load)
+    asked = pipeline.DataOptions("few", 4, 8), pipeline.DataInfo(12, 3, 11, tuple("abcdefghijk"))
+    evaluate.check_data(evaluate.EvalOptions(knn=(11,)), *asked)
+    with pytest.raises(ValueError, match=message):
+        evaluate.check_data(evaluate.EvalOptions(**changes), *asked)
 
 
 @pytest.mark.multidevice
