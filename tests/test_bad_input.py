@@ -13,7 +13,7 @@ from beit_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = f"{ROOT}/configs/beit/pretrain_in1k.py:smoke"
-FINETUNE = f"{ROOT}/configs/beit/finetune_in1k.py:smoke"
+FINETUNE = f"{ROOT}/configs/beit/finetune_in1k.py:base_pt1k_smoke"
 
 
 def last_line(result, code=1):

@@ -100,8 +100,8 @@ def test_tokenizer_has_the_published_numbers():
     assert config.loss.kmeans_images * 196 == 12_544
 
 
-# microsoft/unilm beit2/get_started: epochs, batch, rate, warm-up epochs, layer decay, drop path,
-# mixup, side in pixels; 384 and 512 px are unverified
+# microsoft/unilm beit2/get_started_for_image_classification.md: epochs, batch, rate, warm-up
+# epochs, layer decay, drop path, mixup, side in pixels; 384 and 512 px are unverified
 FINETUNING = {
     "base_300e": (100, 1024, 5e-4, 20, 0.65, 0.1, 0.8, 224),
     "base_1600e": (100, 1024, 5e-4, 20, 0.6, 0.2, 0.8, 224),
@@ -130,6 +130,12 @@ def test_finetuning_has_the_published_numbers(variant, expected):
             config.loss.label_smoothing, config.augment.random_erasing, config.data.randaugment,
             config.data.mean[0], config.model.pool) == (
                 1e-6, 0.05, 0.999, 0.0, 0.1, 0.25, "rand-m9-mstd0.5-inc1", 0.485, "mean")
+
+
+@pytest.mark.parametrize(("variant", "images"), [
+    ("large_300e", 64), ("large_1600e", 64), ("base_300e", 128), ("base_1600e", 128)])
+def test_mixup_is_drawn_once_for_the_images_of_a_gpu(variant, images):
+    assert config_of("finetune", variant).augment.group_size == images
 
 
 def schedule_of(name: str, variant: str):

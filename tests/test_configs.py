@@ -2,15 +2,21 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import pathlib
+import shlex
+from typing import NamedTuple
 
+import documented
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from beit_jax import main, tasks
-from beit_jax.training import recipe
+from beit_jax.checkpoint import flatten
+from beit_jax.training import recipe, state
 from configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -23,11 +29,12 @@ VARIANTS = {
     "beit/pretrain_in1k": ("base", "large", "base_plain", "large_plain"),
     "beit/pretrain_in22k": ("base", "large"),
     "beit/finetune_in22k": ("base", "large"),
-    "beit/finetune_in1k": ("base", "large"),
+    "beit/finetune_in1k": ("base", "large", "base_pt1k", "large_pt1k"),
     "beit/finetune_in22k_to_in1k": ("base", "base_384", "large", "large_384", "large_512"),
     "beit/finetune_in1k_plain": ("base", "large", "base_384", "large_384"),
     "beit/finetune_cifar100": ("base", "intermediate"),
-    "beit/linear_probe": ("base", "large", "base_code", "large_code"),
+    "beit/linear_probe": ("base", "large", "base_rel_pos", "large_rel_pos", "base_code",
+                          "large_code", "base_code_pt1k", "large_code_pt1k"),
     "beit/ablations": ABLATIONS,
 }
 BEIT = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
@@ -137,11 +144,18 @@ def test_pretraining_has_the_published_numbers(recipe_name, expected):
             config.model.drop_path_rate, config.optim.layer_decay) == (224, 112, 0.4, 0.1, 1.0)
 
 
-# microsoft/unilm beit/README.md: epochs, batch, rate, warm-up epochs, layer decay, drop path,
-# weight decay, mixup, side in pixels
+# microsoft/unilm beit/get_started_for_image_classification.md; BEiT Table 13 for pt1k, plain and
+# CIFAR-100, its Sec. 3.1 and DeiT for 384 px: epochs, batch, rate, warm-up epochs, layer decay,
+# drop path, weight decay, mixup, side in pixels
 FINETUNING = {
     ("beit/finetune_in1k", "base"): (100, 1024, 4e-3, 20, 0.65, 0.1, 0.05, 0.8, 224),
     ("beit/finetune_in1k", "large"): (50, 1024, 1e-3, 5, 0.75, 0.2, 0.05, 0.8, 224),
+    ("beit/finetune_in1k", "base_pt1k"): (100, 1024, 4e-3, 20, 0.65, 0.1, 0.05, 0.8, 224),
+    ("beit/finetune_in1k", "large_pt1k"): (50, 1024, 2e-3, 5, 0.75, 0.1, 0.05, 0.8, 224),
+    ("beit/finetune_in1k_plain", "base"): (100, 1024, 4e-3, 20, 0.65, 0.1, 0.05, 0.8, 224),
+    ("beit/finetune_in1k_plain", "large"): (50, 1024, 2e-3, 5, 0.75, 0.1, 0.05, 0.8, 224),
+    ("beit/finetune_in1k_plain", "base_384"): (10, 512, 5e-6, 0, 0.65, 0.1, 1e-8, 0.8, 384),
+    ("beit/finetune_in1k_plain", "large_384"): (10, 512, 5e-6, 0, 0.75, 0.1, 1e-8, 0.8, 384),
     ("beit/finetune_in22k", "base"): (90, 4096, 3e-3, 5, 0.65, 0.2, 0.05, 0.0, 224),
     ("beit/finetune_in22k", "large"): (90, 2048, 2e-3, 5, 0.75, 0.2, 0.05, 0.0, 224),
     ("beit/finetune_in22k_to_in1k", "base"): (30, 512, 2e-5, 5, 0.85, 0.1, 1e-8, 0.0, 224),
@@ -162,8 +176,9 @@ def test_finetuning_has_the_published_numbers(recipe_name, expected):
             optim.weight_decay, config.augment.get("mixup", 0.0),
             config.model.image_px) == expected
     assert config.data.image_px == config.model.image_px
+    floor = 5e-6 if "plain" in recipe_name[0] and config.data.image_px == 384 else 1e-6
     assert (optim.min_learning_rate, optim.clip_norm, config.loss.label_smoothing,
-            config.data.randaugment) == (1e-6, 0.0, 0.1, "rand-m9-mstd0.5-inc1")
+            config.data.randaugment) == (floor, 0.0, 0.1, "rand-m9-mstd0.5-inc1")
     assert config.augment.random_erasing == (0.0 if "cifar" in recipe_name[0] else 0.25)
 
 
@@ -174,6 +189,7 @@ PARAMETERS = {
     ("beit/pretrain_in1k", "large"): 311_534_016,
     ("beit/pretrain_in1k", "large_plain"): 311_674_880,
     ("beit/finetune_in1k", "base"): 86_530_984,
+    ("beit/finetune_in1k", "large_pt1k"): 304_430_568,
     ("beit/finetune_in22k_to_in1k", "base_384"): 86_744_104,
     ("beit/finetune_in22k_to_in1k", "large_512"): 305_674_728,
     ("beit/finetune_in22k", "base"): 102_557_713,
@@ -189,6 +205,106 @@ def test_recipe_trains_a_model_of_the_published_size(recipe_name, count):
     batch = {"image": jax.ShapeDtypeStruct((1, px, px, 3), jnp.uint8)}
     params = jax.eval_shape(task.init, jax.random.key(0), batch)["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+class Command(NamedTuple):
+    """A command of a recipe's first lines. weights: section -> checkpoint."""
+
+    name: str
+    variant: str
+    workdir: str
+    weights: dict
+
+
+def commands_of(name: str) -> list[Command]:
+    found = []
+    for block in documented.blocks_of_script(FILES[name]):
+        words = shlex.split(block.text, comments=True)
+        flags = dict(zip(words, words[1:]))
+        file, _, variant = flags["--config"].partition(":")
+        weights = {key.removeprefix("--config.").removesuffix(".checkpoint"): path
+                   for word in words for key, _, path in [word.partition("=")]
+                   if key.endswith(".checkpoint")}
+        found.append(Command(file.removeprefix("configs/").removesuffix(".py"), variant,
+                             flags["--workdir"], weights))
+    return found
+
+
+COMMANDS = [command for name in FILES for command in commands_of(name)]
+# (recipe that goes on, variant) -> (recipe that it starts from, variant)
+CHAIN = {
+    (after.name, after.variant): [(before.name, before.variant)]
+    for after in COMMANDS if after.weights.get("init", "").startswith("runs/")
+    for before in COMMANDS if before.workdir == after.weights["init"]
+    and before.name.split("/")[0] == after.name.split("/")[0]}
+IN_WORDS = {  # what first lines say in words alone
+    "pretrain_in1k": {"finetune_in1k": "{}_pt1k", "linear_probe": "{}_rel_pos {}_code_pt1k"},
+    "pretrain_in22k": {"finetune_in1k": "{}", "finetune_in22k": "{}", "linear_probe": "{}_code"},
+    "finetune_in22k": {"finetune_in22k_to_in1k": "{} {}_384"},
+    "pretrain_in1k:{}_plain": {"finetune_in1k_plain": "{}", "linear_probe": "{}"},
+    "finetune_in1k_plain": {"finetune_in1k_plain": "{}_384"},
+}
+for before, afters in IN_WORDS.items():
+    for size in ("base", "large"):
+        name, _, variant = before.partition(":")
+        for after, variants in afters.items():
+            for each in variants.split():
+                CHAIN.setdefault((f"beit/{after}", each.format(size)), []).append(
+                    (f"beit/{name}", variant.format(size) or size))
+CHAIN[("beit/finetune_cifar100", "intermediate")] = [("beit/finetune_in1k_plain", "base")]
+LINKS = [(after, before) for after, starts in CHAIN.items() for before in dict.fromkeys(starts)]
+
+
+def test_every_command_that_starts_from_a_run_names_one_that_another_command_makes():
+    made = {(command.name.split("/")[0], command.workdir) for command in COMMANDS}
+    for command in COMMANDS:
+        start = command.weights.get("init", "")
+        assert not start.startswith("runs/") or (command.name.split("/")[0], start) in made, command
+    assert {name for name, _ in CHAIN} >= {
+        "beit/finetune_in1k", "beit/finetune_in1k_plain", "beit/finetune_in22k",
+        "beit/finetune_in22k_to_in1k", "beit/finetune_cifar100", "beit/linear_probe",
+        "beitv2/finetune", "beitv2/linear_probe", "beitv2/robustness", "mae/finetune",
+        "mae/linear_probe", "img2vec/finetune", "img2vec/linear_probe", "beit3/finetune",
+        "beit3/vqa", "beit3/nlvr2", "beit3/itc", "beit3/captioning", "beit3/retrieval"}
+
+
+@pytest.mark.parametrize(("after", "before"), LINKS, ids=lambda link: ":".join(link))
+def test_a_recipe_sees_the_pixels_of_the_one_that_its_first_lines_start_from(after, before):
+    start, config = get_config(*before), get_config(*after)
+    assert (config.model.width, config.model.depth, config.model.patch_size) == (
+        start.model.width, start.model.depth, start.model.patch_size)
+    config.init.checkpoint = "runs/start"
+    state.check_statistics(config, {}, record_of={"runs/start": start}.get)
+    published = after[0] == "beit3/finetune"  # with other statistics than all else of BEiT-3
+    assert config.init.accept_other_statistics == published
+
+
+@functools.cache
+def shapes_of(name: str, variant: str):
+    """At toy size: (flat shapes of what a recipe trains or, if it probes, looks at; its config)."""
+    config = get_config(name, f"{variant}_smoke")
+    task = tasks.make(with_classes(config, 1_000))
+    px, key = config.data.image_px, jax.random.key(0)
+    if config.task == "linear_probe":
+        variables = jax.eval_shape(task.frozen["backbone"].init, key)
+    else:
+        batch = {"image": jax.ShapeDtypeStruct((2, px, px, 3), jnp.uint8)}
+        variables = jax.eval_shape(task.init, key, batch)
+    return flatten(variables["params"]), config
+
+
+@pytest.mark.parametrize(
+    ("after", "before"), [link for link in LINKS if not any(
+        name.startswith("beit3/") or "large" in variant for name, variant in link)],
+    ids=lambda link: ":".join(link))
+def test_weights_fit_where_first_lines_send_them(after, before):
+    target, config = shapes_of(*after)
+    loaded = {path: np.zeros(leaf.shape, leaf.dtype)
+              for path, leaf in shapes_of(*before)[0].items()
+              if config.task != "linear_probe" or path in target}  # from which heads stay behind
+    options = recipe.read(config).init
+    fitted = state.fit(loaded, target, options, "config.init")
+    assert {path.split("/")[0] for path in target.keys() - fitted.keys()} <= {"head", "fc_norm"}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

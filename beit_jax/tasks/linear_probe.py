@@ -1,7 +1,7 @@
 """Linear probe: one linear classifier on the frozen features of every block.
 
 Blocks are numbered from 0 here; papers count from 1, so that "block 9" of a paper is block 8.
-Source: BEiT (arXiv 2106.08254), Sec. 3.3 and appendix; microsoft/unilm beit/run_linear_eval.py;
+Source: BEiT (arXiv 2106.08254), Appendix D; microsoft/unilm beit/run_linear_eval.py;
   BEiT v2 (arXiv 2208.06366) probes the class token of the last block; MAE (arXiv 2111.06377),
   appendix A.1, and facebookresearch/mae main_linprobe.py do it behind a batch normalisation.
 """

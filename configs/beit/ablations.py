@@ -38,7 +38,8 @@ def get_config(variant: str = ""):
 def backbone(name: str) -> dict:
     """What both stages share of the model."""
     return dict(image_px=224, patch_size=16, **common.VIT["base"], drop_path_rate=0.1,
-                layer_scale_init=0.1 if name.startswith("layer_scale") else 0.0,  # Table 5
+                # on or off: Table 5; 0.1: unilm beit/README.md alone
+                layer_scale_init=0.1 if name.startswith("layer_scale") else 0.0,
                 use_abs_pos=name != "layer_scale_rel_pos")
 
 

@@ -1,10 +1,11 @@
 """Fine-tuning on CIFAR-100, enlarged to 224 px: the plain ViT-B of the paper.
 
 python -m beit_jax.main --config configs/beit/finetune_cifar100.py --workdir runs/cifar100 \
-    --config.init.checkpoint=runs/pretrain
+    --config.init.checkpoint=runs/pretrain_plain
 
 Variants and what was published (top-1): base 90.1 %, from masked image modelling on ImageNet-1k;
-  intermediate 91.8 %, from the model that was then fine-tuned on the labels of ImageNet-1k.
+  intermediate 91.8 %, from the model that was then fine-tuned on the labels of ImageNet-1k
+  (finetune_in1k_plain.py).
 Source: BEiT (arXiv 2106.08254v2), Sec. 3.1 and the appendix on CIFAR-100; what it does not state
   is as in Table 13. It repeats augmentation; its code does not and neither do we.
 """
@@ -40,7 +41,7 @@ def get_config(variant: str = ""):
         group_size=64,  # ours: the paper does not state its batch per GPU
     )
     config.optim.update(
-        learning_rate=4e-3,  # ours, within Table 13's list: the rate for CIFAR-100 is not stated
+        learning_rate=4e-3,  # ours, within the range of Table 13, which is CIFAR-100's too
         min_learning_rate=1e-6, warmup_epochs=20.0, weight_decay=0.3, layer_decay=0.65,
     )
     config.init.update(common.FROM_MIM if name == "base" else common.FROM_CLASSIFIER)

@@ -1,16 +1,17 @@
 """Intermediate fine-tuning: 90 epochs on the labels of ImageNet-22k, from the pre-trained BEiT.
 
-python -m beit_jax.main --config configs/beit/finetune_in22k.py:large --workdir runs/ft22k \
-    --config.data.path=DIR --config.init.checkpoint=runs/pretrain
+python -m beit_jax.main --config configs/beit/finetune_in22k.py --workdir runs/ft22k \
+    --config.data.path=DIR --config.init.checkpoint=runs/pretrain_in22k
 
 DIR is an image folder with one sub-folder for each of the 21,841 classes. Variants: base, large.
-Source: microsoft/unilm beit/README.md; BEiT (arXiv 2106.08254v2), Appendix B. The README passes a
-  clipping norm that its DeepSpeed path never applies: we clip nothing, as what really ran.
+Source: microsoft/unilm beit/get_started_for_image_classification.md, the commands for ImageNet-22k;
+  BEiT (arXiv 2106.08254v2), Appendix B. The commands pass a clipping norm that their DeepSpeed path
+  never applies: we clip nothing, as what really ran.
 """
 
 from configs import common
 
-# README: layer scale and positions as in pre-training
+# as in pre-training; unilm beit/README.md alone
 LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}
 BATCH = {"base": 4096, "large": 2048}
 LEARNING_RATE = {"base": 3e-3, "large": 2e-3}

@@ -1,12 +1,13 @@
 """Fine-tuning on ImageNet-1k of a BEiT that was already fine-tuned on the labels of ImageNet-22k.
 
-python -m beit_jax.main --config configs/beit/finetune_in22k_to_in1k.py:large_384 \
+python -m beit_jax.main --config configs/beit/finetune_in22k_to_in1k.py:base_384 \
     --workdir runs/ft1k --config.init.checkpoint=runs/ft22k
 
 Variants and what was published (unilm beit/README.md, top-1): base 85.2 %, base_384 86.8 %,
   large 87.4 %, large_384 88.4 %, large_512 88.6 %.
-Source: microsoft/unilm beit/README.md. All five start from the 224 px model of 22k labels; the
-  position tables are interpolated to the larger grid.
+Source: microsoft/unilm beit/get_started_for_image_classification.md, the commands that start from
+  weights fine-tuned on ImageNet-22k; layer scale: beit/README.md alone. All five start from the
+  224 px model of 22k labels; the position tables are interpolated to the larger grid.
 """
 
 from configs import common
@@ -44,7 +45,7 @@ def get_config(variant: str = ""):
     config.augment = dict(random_erasing=0.25)  # no mixup, no cutmix
     config.optim.update(
         learning_rate=2e-5, min_learning_rate=1e-6, warmup_epochs=5.0,
-        weight_decay=1e-8,  # README: its way to say none
+        weight_decay=1e-8,  # its way to say none
         layer_decay=LAYER_DECAY[size],
     )
     config.init.update(common.FROM_CLASSIFIER)

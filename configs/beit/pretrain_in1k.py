@@ -1,20 +1,23 @@
 """BEiT: 800 epochs of masked image modelling on ImageNet-1k. No labels are used.
 
-python -m beit_jax.main --config configs/beit/pretrain_in1k.py --workdir runs/pretrain \
+python -m beit_jax.main --config configs/beit/pretrain_in1k.py --workdir runs/pretrain_in1k \
     --config.target.checkpoint=dalle.npz  # on a CPU, in seconds: ":smoke"
+python -m beit_jax.main --config configs/beit/pretrain_in1k.py:base_plain \
+    --workdir runs/pretrain_plain --config.target.checkpoint=dalle.npz
 
 Variants:
   base, large: relative position bias and layer scale, the form of the released code ("BEiT+" in
-    the paper's appendix).
+    the paper's appendix). Then finetune_in1k.py:base_pt1k, linear_probe.py:base_rel_pos, ...
   base_plain, large_plain: absolute positions and no layer scale, the plain ViT of the paper's
-    Tables 1 to 4 and of the released 800-epoch weights.
+    Tables 1 to 4 and of the released 800-epoch weights. Then finetune_in1k_plain.py,
+    finetune_cifar100.py, linear_probe.py:base, ...
 Source: BEiT (arXiv 2106.08254v2), Sec. 2.5 and Table 12; microsoft/unilm beit/README.md, the
   command for ImageNet-1k. There is no published command for large: Table 12 is followed.
 """
 
 from configs import common
 
-LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}  # Appendix A; unilm beit/README.md
+LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}  # unilm beit/README.md alone
 CLIP_NORM = {"base": 3.0, "large": 1.0}  # Table 12
 
 

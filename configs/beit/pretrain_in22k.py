@@ -1,16 +1,17 @@
 """BEiT: 150 epochs of masked image modelling on ImageNet-22k, the recipe of the released weights.
 
-python -m beit_jax.main --config configs/beit/pretrain_in22k.py:large --workdir runs/pretrain \
+python -m beit_jax.main --config configs/beit/pretrain_in22k.py --workdir runs/pretrain_in22k \
     --config.data.path=DIR --config.target.checkpoint=dalle.npz
 
-DIR is an image folder; labels are not used. Variants: base, large.
+DIR is an image folder; labels are not used. Variants: base, large. Then finetune_in22k.py,
+finetune_in1k.py:base, linear_probe.py:base_code, ...
 Source: microsoft/unilm beit/README.md, the command for ImageNet-22k (base); for large, which has
   no published command, BEiT (arXiv 2106.08254v2), Table 12.
 """
 
 from configs import common
 
-LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}  # README, and Table 12 of "BEiT+"
+LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}  # README alone
 CLIP_NORM = {"base": 3.0, "large": 1.0}  # README; Table 12
 
 

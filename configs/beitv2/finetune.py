@@ -15,14 +15,16 @@ Variants and what was published (ImageNet-1k, one crop, top-1):
   base_in22k_to_in1k_384, large_in22k_to_in1k_384, large_in22k_to_in1k_512: likewise from the
     224 px model of 22k labels. 89.0 % (large) and, unverified, 87.5 % (base) were published for
     384 px, nothing for 512 px; no command was: the numbers are those of 224 px, unverified.
-Source: BEiT v2 (arXiv 2208.06366), Table 1; microsoft/unilm beit2/README.md and the fine-tuning
-  page of beit2/get_started. The warm-up of the rows "300e" and "1600e" is that of the command
-  shown there for the same size.
+Source: BEiT v2 (arXiv 2208.06366), Table 1; microsoft/unilm beit2/README.md for results,
+  beit2/get_started_for_image_classification.md for the commands. The warm-up of the rows "300e" and
+  "1600e" is that of the command shown there for the same size.
 """
 
 from configs import common
 
-LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}
+LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}  # as in pre-training
+# images per GPU in the published commands, which draw once for them; of the others: ours
+GROUP_SIZE = {"large_300e": 64, "large_1600e": 64}
 NO_MIX = dict(mixup=0.0, cutmix=0.0)
 MIX = dict(mixup=0.8, cutmix=1.0)
 RUNS = {
@@ -74,7 +76,7 @@ def get_config(variant: str = ""):
     if run["mixup"]:
         config.augment.update(
             mixup=run["mixup"], cutmix=run["cutmix"], switch_probability=0.5,
-            group_size=128,  # ours: one draw for so many images
+            group_size=GROUP_SIZE.get(row, 128),
         )
     config.optim.update(
         learning_rate=run["learning_rate"], min_learning_rate=1e-6,

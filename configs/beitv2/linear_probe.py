@@ -13,8 +13,8 @@ Variants, each for base and large:
   base_mean, large_mean: as the first, on the mean of the patch tokens: for models that were
     pre-trained without patch aggregation, and to see what the bottleneck does.
 All blocks are reported, so that the table of a run has more than the paper's one number.
-Source: BEiT v2 (arXiv 2208.06366), Sec. 3.2, for the feature; BEiT (arXiv 2106.08254v2), Sec. 3.1,
-  and microsoft/unilm beit/run_linear_eval.py for the protocol.
+Source: BEiT v2 (arXiv 2208.06366), Sec. 3.2, for the feature; BEiT (arXiv 2106.08254v2),
+  Appendix D, and microsoft/unilm beit/run_linear_eval.py for the protocol.
 """
 
 from configs import common
@@ -22,7 +22,7 @@ from configs import common
 LAYER_SCALE_INIT = {"base": 0.1, "large": 1e-5}
 FEATURE = {"": "cls", "batch": "cls", "mean": "mean"}
 NORMALISE = {"": "layer", "batch": "batch", "mean": "layer"}
-LEARNING_RATE = {"": 4e-3, "batch": 1e-2, "mean": 4e-3}  # 4e-3: run_linear_eval.py
+LEARNING_RATE = {"": 4e-3, "batch": 1e-2, "mean": 4e-3}  # 4e-3: BEiT, Appendix D
 
 
 def get_config(variant: str = ""):
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     size, _, kind = name.partition("_")
     config = common.base()
     config.task = "linear_probe"
-    config.total_epochs = 50.0  # BEiT, Sec. 3.1
+    config.total_epochs = 50.0  # BEiT, Appendix D
     config.data.update(
         name="imagenet2012",
         global_batch_size=1024,
@@ -48,7 +48,8 @@ def get_config(variant: str = ""):
     config.probe = dict(feature=FEATURE[kind], normalise=NORMALISE[kind], num_classes=-1)
     config.optim.update(
         learning_rate=LEARNING_RATE[kind], min_learning_rate=0.0, schedule="cosine_by_epoch",
-        weight_decay=1e-4, decay_rule="all",  # run_linear_eval.py
+        weight_decay=1e-4,  # BEiT, Appendix D
+        decay_rule="all",  # run_linear_eval.py
     )
     config.eval.every_epochs = 1.0
     config.checkpoint.keep_best = "top1"
