@@ -90,7 +90,7 @@ class Checkpoints:
                 log.warning("checkpoint %s is broken (%s): taking step %s in its place", folder,
                             fault, self._newest.name)
         else:
-            _on_first_process(lambda: set_broken_aside(self.directory))
+            on_first_process(lambda: set_broken_aside(self.directory))
         keep = [policies.LatestN(options.keep_last)]
         if self._best:
             keep.append(policies.BestN(
@@ -343,7 +343,7 @@ def _move_aside(folder: epath.Path) -> epath.Path:
     return folder.rename(aside / next(name for name in names if name not in taken))
 
 
-def _on_first_process(work: Callable[[], None]) -> None:
+def on_first_process(work: Callable[[], None]) -> None:
     """Runs `work` on process 0, before any goes on; its error ends all, which would wait for it.
 
     Raises: OSError, ValueError: as `work`.

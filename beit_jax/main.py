@@ -22,6 +22,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, FILE[:VAR
                                          lock_config=False, accept_new_attributes=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and figures")
 EVALUATE = flags.DEFINE_bool("evaluate", False, "measure the newest checkpoint and stop")
+FORCE = flags.DEFINE_bool(
+    "force", False, "accept a workdir of another config: a finished run's numbers as they are, an "
+    "unfinished run to go on with this config")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "start jax.distributed; the cluster is detected (TPU slice, Slurm, ...)")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0")
@@ -115,9 +118,10 @@ def resolve_stage(config, name: str, before: list[str], workdir: str):
     return stage
 
 
-def run(config, workdir: str, evaluate_only: bool = False) -> dict:
+def run(config, workdir: str, evaluate_only: bool = False, force: bool = False) -> dict:
     """Runs a recipe: its stages in order, or itself. Then the report and the curves.
 
+    Args: see `loop.run`.
     Returns: metrics of the last evaluation; {stage: metrics} of a recipe with stages.
     """
     import jax
@@ -131,18 +135,20 @@ def run(config, workdir: str, evaluate_only: bool = False) -> dict:
         report.read(table, order)  # a typo is found now, not after days of training
     if not order:
         results = loop.run(config, workdir, name=os.path.basename(os.path.normpath(workdir)),
-                           evaluate_only=evaluate_only)
+                           evaluate_only=evaluate_only, force=force)
         log.info("%s: %s", workdir, _line(results))
     else:
         _check_keys(config, order)
         configs = {name: resolve_stage(config, name, order[:i], workdir)
                    for i, name in enumerate(order)}
         _check_stages(configs, workdir)
+        if not evaluate_only:
+            _check_finished(configs, workdir, force)
         results = {}
         for i, name in enumerate(order):
             log.info("stage %d of %d: %s", i + 1, len(order), name)
             results[name] = loop.run(configs[name], os.path.join(workdir, name), name=name,
-                                     evaluate_only=evaluate_only)
+                                     evaluate_only=evaluate_only, force=force)
     if jax.process_index() == 0:
         if table:
             report.make(table, results, workdir)
@@ -177,6 +183,17 @@ def _check_stages(configs, workdir: str) -> None:
             state.check_statistics(
                 config, recipe.frozen_networks(config), tell=False,
                 record_of=lambda path: records.get(path) or checkpoint.recorded(path))
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
+
+
+def _check_finished(configs, workdir: str, force: bool) -> None:
+    """Refuses a finished stage of another config before an earlier one trains for hours."""
+    from beit_jax.training import records
+
+    for name, config in configs.items():
+        try:
+            records.finished(config, os.path.join(workdir, name), force)
         except ValueError as error:
             raise ValueError(f"stage {name}: {error}") from error
 
@@ -273,8 +290,8 @@ def usage(argv: list[str]) -> str:
     rest = [argument for argument in argv if argument not in HELP]
     flags.FLAGS(rest)
     shown = [__doc__.strip(), "", "Flags:"]
-    for holder in (CONFIG, WORKDIR, EVALUATE, DISTRIBUTED, COORDINATOR, NUM_PROCESSES,
-                   PROCESS_ID):
+    for holder in (CONFIG, WORKDIR, EVALUATE, FORCE, DISTRIBUTED, COORDINATOR,
+                   NUM_PROCESSES, PROCESS_ID):
         shown.append(f"  --{holder.name:<14} {flags.FLAGS[holder.name].help}")
     shown += [f"  --{'config.a.b=V':<14} any value of the config; tuples as "
               "--config.data.crop_scale='(0.2, 1.0)'", "", _USAGE]
@@ -306,7 +323,7 @@ def main(argv: list[str]) -> int:
         from beit_jax.training.preemption import Stopped
 
         try:
-            run(config, WORKDIR.value, EVALUATE.value)
+            run(config, WORKDIR.value, EVALUATE.value, FORCE.value)
         except Stopped as stopped:
             print(stopped, file=sys.stderr, flush=True)
             return 143

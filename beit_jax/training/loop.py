@@ -15,7 +15,7 @@ import jax
 from beit_jax import tasks
 from beit_jax.checkpoint import Checkpoints
 from beit_jax.data import pipeline
-from beit_jax.training import evaluate, optim, recipe, sharding, state, step
+from beit_jax.training import evaluate, optim, recipe, records, sharding, state, step
 from beit_jax.training.metric_writer import MetricWriter, Stopwatch
 from beit_jax.training.preemption import Stopped, stop_signal
 
@@ -44,7 +44,7 @@ class Job:
 
 
 def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = False,
-        ) -> dict[str, float]:
+        force: bool = False) -> dict[str, float]:
     """Trains, or goes on, to the end that the config asks for; a finished run only tells its end.
 
     Args:
@@ -52,12 +52,13 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
       workdir: folder of checkpoints, metrics and pictures.
       name: what progress lines begin with.
       evaluate_only: measure the newest checkpoint (or config.init's weights) and change nothing.
+      force: accept a workdir that was made with another config, see `records`.
     Returns: {"eval/<split>/<metric>": value} of the last step.
     Raises: ValueError, FileNotFoundError, OSError: the user's to mend, in one line.
       FloatingPointError: the loss is not finite. Stopped: SIGTERM came.
     """
     opts = recipe.read(config)
-    result = None if evaluate_only else recipe.finished(config, workdir)
+    result = None if evaluate_only else records.finished(config, workdir, force)
     if result is not None:
         log.info("%s is finished: %s", name, workdir)
         return result
@@ -67,10 +68,11 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     evaluate.check_data(opts.eval, opts.data, info)
     config = recipe.with_data(config, info)
     task = tasks.make(config)
-    if not evaluate_only:
-        recipe.prepare(config, workdir)
+    total, per_epoch = recipe.lengths(config, opts, info.num_train)
+    taken = contextlib.nullcontext() if evaluate_only else records.taken(
+        config, workdir, total, force)
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
-    with (sharding.use(mesh), jax.default_matmul_precision(precision),
+    with (taken, sharding.use(mesh), jax.default_matmul_precision(precision),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
         if evaluate_only and checkpoints.latest_step() is None:
             state.check_evaluable(task, opts.init, workdir)
@@ -82,7 +84,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
         with MetricWriter(workdir, name, job.start, job.total, opts.log) as writer:
             result = train(job, writer)
         checkpoints.wait()
-        recipe.finish(config, workdir, job.total, result)
+        records.finish(config, workdir, job.total, result)
         return result
 
 
@@ -129,7 +131,7 @@ def assemble(config, opts, name: str, workdir: str, mesh, task, info, checkpoint
             return {}
         values, files = measure_split(current, frozen, rows, functools.partial(
             pipeline.split_info, opts.data, split, limit=opts.eval.limit))
-        recipe.write_predictions(workdir, split, files)
+        records.write_predictions(workdir, split, files)
         return {f"eval/{split}/{key}": value for key, value in values.items()}
 
     def draw(current) -> dict[str, Any]:

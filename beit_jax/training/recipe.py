@@ -1,16 +1,11 @@
-"""A config as the loop needs it: checked sections, lengths in steps, records in the workdir."""
+"""A config as the loop needs it: checked sections, and lengths in steps."""
 
 import dataclasses
-import json
-import logging
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
-
-import jax
 
 from beit_jax import options, tasks
-from beit_jax.checkpoint import CheckpointOptions, absolute, flatten
+from beit_jax.checkpoint import CheckpointOptions
 from beit_jax.data import pipeline
 from beit_jax.tasks.task import TASK_SECTIONS, Frozen
 from beit_jax.training import sharding
@@ -18,8 +13,6 @@ from beit_jax.training.evaluate import EvalOptions
 from beit_jax.training.metric_writer import LogOptions
 from beit_jax.training.optim import OptimOptions
 from beit_jax.training.state import InitOptions
-
-log = logging.getLogger(__name__)
 
 SECTIONS = {"data": pipeline.DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions,
             "init": InitOptions, "eval": EvalOptions, "checkpoint": CheckpointOptions,
@@ -127,86 +120,3 @@ def lengths(config, recipe: Recipe, num_train: int) -> tuple[int, int]:
         raise ValueError(f"config.data.global_batch_size={batch} is larger than the training "
                          f"split of {num_train} examples: lower it, or set config.total_steps")
     return max(round(config.total_epochs * steps_per_epoch), 1), steps_per_epoch
-
-
-def plain(config) -> dict[str, Any]:
-    """The config as JSON knows it (tuples become lists), in the order of the file."""
-    return json.loads(config.to_json())
-
-
-def _length(config: Mapping[str, Any]) -> list[float]:
-    """What decides where a run ends."""
-    return [config.get("total_steps", 0), config.get("total_epochs", 0.0)]
-
-
-def finished(config, workdir: str) -> dict[str, float] | None:
-    """The final metrics of a run that came to the end that `config` asks for, else None."""
-    path = absolute(workdir) / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_text())
-    except ValueError:  # killed while writing: the run measures again
-        return None
-    return result["metrics"] if result["length"] == _length(plain(config)) else None
-
-
-def finish(config, workdir: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Records that the run is at its end. Process 0 writes."""
-    if jax.process_index() == 0:
-        result = {"step": step, "length": _length(plain(config)), "metrics": dict(metrics)}
-        _write(absolute(workdir) / "result.json", result)
-
-
-def write_predictions(workdir: str, split: str, files: Mapping[str, str]) -> None:
-    """Writes what a task predicted for a split into predictions/<split>/. Process 0 writes."""
-    if not files or jax.process_index() != 0:
-        return
-    folder = absolute(workdir) / "predictions" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        _write_text(folder / name, text)
-
-
-def prepare(config, workdir: str) -> None:
-    """Makes the workdir and its config.json; refuses a workdir of another model.
-
-    Raises: ValueError: another task or model. OSError: the folder cannot be written.
-    """
-    folder = absolute(workdir)
-    path, new = folder / "config.json", plain(config)
-    if path.exists():
-        old = json.loads(path.read_text())
-        changed = _differences(old, new)
-        wrong = [text for key, text in changed.items() if key.split("/")[0] in ("task", "model")]
-        if wrong:
-            raise ValueError(f"workdir {workdir} holds a run of another model ({'; '.join(wrong)})"
-                             ": take another workdir, or the config it was made with")
-        if changed:
-            log.warning("this config is not the one in %s: %s", path, "; ".join(changed.values()))
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(path, new)
-        except OSError as error:
-            raise OSError(error.errno, f"workdir {workdir} cannot be written: {error.strerror}; "
-                          "give another --workdir") from error
-
-
-def _write(path, value) -> None:
-    """JSON, see `_write_text`."""
-    _write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write_text(path, text: str) -> None:
-    """At once: a kill leaves the old file or the new one."""
-    unfinished = path.parent / (path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """{path: "a.b was 1, is 2"} of all values that differ."""
-    old, new = flatten(old), flatten(new)
-    return {path: f"{path.replace('/', '.')} was {old.get(path)}, is {new.get(path)}"
-            for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)}
