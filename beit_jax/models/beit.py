@@ -43,8 +43,10 @@ def select(patches, positions):
     """Patches [b, n, d] at positions int [b, m] -> [b, m, d]; None: all of them."""
     if positions is None:
         return patches
-    # a one-hot product: its backward pass is a product too, not a scatter
-    return jax.nn.one_hot(positions, patches.shape[1], dtype=patches.dtype) @ patches
+    # a one-hot product: its backward pass is a product too, not a scatter; "highest": it picks
+    # values, and accelerators would round them
+    chosen = jax.nn.one_hot(positions, patches.shape[1], dtype=patches.dtype)
+    return jnp.matmul(chosen, patches, precision="highest")
 
 
 class BeitV2ForMim(BeitForMim):
@@ -95,7 +97,7 @@ class BeitV2ForMim(BeitForMim):
         tokens = self.embed(image, is_masked, self.mask_token)
         wanted = jax.nn.one_hot(self.early_layer - 1, self.depth)
         x, _, early = self.run(self.blocks, self.depth, tokens, train=train, weights=wanted)
-        joined = jnp.concatenate([x[:, :1], early[:, 1:].astype(x.dtype)], axis=1)
+        joined = jnp.concatenate([x[:, :1], early[:, 1:]], axis=1)
         return x, self.run(self.cls_pt_layers, self.head_layers, joined, train=train,
                            first=self.early_layer)[0]
 
@@ -138,8 +140,8 @@ class BeitForClassification(VisionTransformer):
         """The feature before the linear layer, float32 [b, d]."""
         x = self.encode(image, train=train)
         if self.pool == "cls":
-            return self.norm(x[:, 0].astype(jnp.float32))
-        return self.fc_norm(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))
+            return self.norm(x[:, 0])
+        return self.fc_norm(jnp.mean(x[:, 1:], axis=1))
 
     def __call__(self, image, *, train: bool = False):
         feature = self.pooled(image, train=train)

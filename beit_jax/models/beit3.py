@@ -39,7 +39,7 @@ class Beit3(nn.Module):
       init_std: of matrices, tables and tokens at the start. 0.02 suits width 768; at width 128 it
         keeps the network from learning to see for hundreds of steps (docs/beit3.md).
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-      dtype: of matrix products and of the residual stream; parameters stay float32.
+      dtype: of matrix products; the residual stream and parameters stay float32.
       unroll: blocks per step of the compiled scan; 0: all, up to 12 blocks.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
     Raises (on use): ValueError: values that do not fit together.
@@ -145,7 +145,7 @@ class Beit3(nn.Module):
         if self.is_initializing():
             self.vision_embed(jnp.zeros((1, self.image_px, self.image_px, 3)))
         # whole on every device: looked up in a split table, rows would come out split by width
-        table = nn.with_logical_constraint(self.text_embed().astype(self.dtype), (None, None))
+        table = nn.with_logical_constraint(self.text_embed(), (None, None))
         return jnp.take(table, ids, axis=0)
 
     def check_length(self, num_text: int) -> None:
@@ -164,7 +164,7 @@ class Beit3(nn.Module):
         if expert == "B":
             self.check_length(n)
         rows = jax.lax.dynamic_slice_in_dim(table, first + POSITION_OFFSET, n)
-        return x + rows.astype(x.dtype)
+        return x + rows
 
     def run(self, x, num_image: int, may_attend=None, *, is_pair: bool = False,
             train: bool = False, cache: Cache | None = None, slot=0, keep: bool = False):
@@ -212,7 +212,7 @@ class Beit3(nn.Module):
 
     def encode_text(self, ids, is_valid, *, train: bool = False):
         """Language encoder: ids int [b, l], is_valid bool [b, l] (no padding) -> [b, l, d]."""
-        x = self.place(self.embed_text(ids), "B") * is_valid[..., None].astype(self.dtype)
+        x = self.place(self.embed_text(ids), "B") * is_valid[..., None]
         return self.run(x, 0, is_valid[:, None, None, :], train=train)[0]
 
     def encode_pair(self, image, ids, is_valid, is_masked=None, *, causal_text: bool = False,
@@ -224,7 +224,7 @@ class Beit3(nn.Module):
         Returns: [b, n + 1 + l, d], image first.
         """
         image = self.place(self.embed_image(image, is_masked), "A")
-        text = self.place(self.embed_text(ids), "B") * is_valid[..., None].astype(self.dtype)
+        text = self.place(self.embed_text(ids), "B") * is_valid[..., None]
         num_image = image.shape[1]
         may_attend = self.pair_is_valid(is_valid)[:, None, None, :]
         if causal_text:

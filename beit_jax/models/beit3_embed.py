@@ -35,7 +35,10 @@ class PositionTables(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """Linear map of each patch; the kernel has the shape of the convolution that it is."""
+    """Linear map of each patch; the kernel has the shape of the convolution that it is.
+
+    image [b, h, w, 3] -> float32 [b, n, d].
+    """
 
     patch_size: int
     width: int
@@ -48,11 +51,11 @@ class PatchProjection(nn.Module):
         kernel = self.param("kernel", normal_init(self.init_std), (p, p, c, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = layers.patchify(image, p).astype(self.dtype)
-        return layers.matmul(patches, kernel.reshape(p * p * c, -1)) + bias.astype(self.dtype)
+        return layers.matmul(patches, kernel.reshape(p * p * c, -1)).astype(jnp.float32) + bias
 
 
 class VisionEmbed(nn.Module):
-    """image [b, h, w, 3], is_masked bool [b, n] or None -> [b, n + 1, d], class token first."""
+    """image [b, h, w, 3], is_masked bool [b, n] or None -> float32 [b, n + 1, d], class first."""
 
     patch_size: int
     width: int
@@ -67,6 +70,6 @@ class VisionEmbed(nn.Module):
             self.param(name, normal_init(self.init_std), (1, 1, self.width))
             for name in ("mask_token", "cls_token"))
         if is_masked is not None:
-            x = jnp.where(is_masked[..., None], mask_token.astype(x.dtype), x)
-        cls = jnp.broadcast_to(cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
+            x = jnp.where(is_masked[..., None], mask_token, x)
+        cls = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.width))
         return jnp.concatenate([cls, x], axis=1)

@@ -110,7 +110,6 @@ class Beit3Pooled(Beit3):
         """Tokens [b, n, d] -> [b, d]; is_valid bool [b, n], True where no padding, or None."""
         if self.pool == "cls":
             return x[:, 0]
-        x = x.astype(jnp.float32)
         if is_valid is None:
             return jnp.mean(x, axis=1)
         weights = is_valid[..., None].astype(jnp.float32)
@@ -152,7 +151,7 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = layers.LayerNorm(self.epsilon, name="norm")(x.astype(jnp.float32))
+        x = layers.LayerNorm(self.epsilon, name="norm")(x)
         return jnp.tanh(layers.Linear(x.shape[-1], kernel_init=head_init, name="dense")(x))
 
 
@@ -226,7 +225,7 @@ class Beit3ForNlvr2(Beit3Pooled):
         num_image = self.num_patches + 1
         read = jnp.stack([self.read(x[:, :num_image]), self.read(x[:, num_image:], is_valid)],
                          axis=1)  # [2 b, 2, d]
-        return self.head(read.reshape(b, 4 * self.width).astype(jnp.float32))
+        return self.head(read.reshape(b, 4 * self.width))
 
 
 class Beit3ForClassification(Beit3):
@@ -244,7 +243,7 @@ class Beit3ForClassification(Beit3):
     def pooled(self, image, *, train: bool = False):
         """The feature before the linear layer, float32 [b, d]."""
         x = self.encode_image(image, train=train)
-        return self.fc_norm(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))
+        return self.fc_norm(jnp.mean(x[:, 1:], axis=1))
 
     def __call__(self, image, *, train: bool = False):
         return self.head(self.pooled(image, train=train))

@@ -41,7 +41,7 @@ def bias_init(name: str, fan_in: int):
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of each patch. image [b, h, w, 3] -> [b, gh * gw, d], row-major.
+    """Linear map of each patch. image [b, h, w, 3] -> float32 [b, gh * gw, d], row-major.
 
     The kernel has the shape of the convolution that it is, [p, p, 3, d].
     """
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
             {"kernel": (kernel_init, (p, p, c, self.width)), "bias": (bias_init, (self.width,))},
             name="proj")()
         patches = layers.patchify(image, p).astype(self.dtype)
-        return layers.matmul(patches, kernel.reshape(fan_in, -1)) + bias.astype(self.dtype)
+        return layers.matmul(patches, kernel.reshape(fan_in, -1)).astype(jnp.float32) + bias
 
 
 class _Parameters(nn.Module):
@@ -141,11 +141,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm block with layer scale and stochastic depth; body of a scan over blocks.
 
-    Args (call): x [b, n, d], with `mix` the pair (x, running sum float32 [b, n, d]); layer: (index
-      int, drop path rate float, weight float) of this block; bias: float [1, a, n, n] or None;
-      drop: whether samples are dropped; collect: give x as scan output too; mix: what is added to
-      the running sum, times the weight: None nothing, "raw" the output, "norm" its LayerNorm
-      without parameters.
+    Args (call): x float32 [b, n, d], with `mix` the pair (x, running sum float32 [b, n, d]); layer:
+      (index int, drop path rate float, weight float) of this block; bias: float [1, a, n, n] or
+      None; drop: whether samples are dropped; collect: give x as scan output too; mix: what is
+      added to the running sum, times the weight: None nothing, "raw" the output, "norm" its
+      LayerNorm without parameters.
     Source: microsoft/unilm beit/modeling_finetune.py, Block.
     """
 
@@ -170,9 +170,9 @@ class Block(nn.Module):
             return values if self.initializer == "xavier" else values / jnp.sqrt(2.0 * (index + 1))
 
         def residual(x, branch, name):
+            branch = branch.astype(jnp.float32)  # 1e-5 of it would vanish in a bfloat16 sum
             if self.layer_scale_init > 0:
-                gamma = self.param(name, nn.initializers.constant(self.layer_scale_init), (d,))
-                branch = branch * gamma.astype(branch.dtype)
+                branch *= self.param(name, nn.initializers.constant(self.layer_scale_init), (d,))
             if drop:
                 branch = layers.drop_path(branch, rate, self.make_rng("drop_path"))
             return x + branch
@@ -186,10 +186,7 @@ class Block(nn.Module):
         x = residual(x, mlp(norm2(x), residual_init), "gamma_2")
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if mix:
-            added = x.astype(jnp.float32)
-            if mix == "norm":
-                added = layers.standardise(added, self.epsilon)
-            total = total + weight * added
+            total = total + weight * (layers.standardise(x, self.epsilon) if mix == "norm" else x)
         return ((x, total) if mix else x), (x if collect else None)
 
 

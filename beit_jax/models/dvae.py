@@ -87,7 +87,8 @@ class ResPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual bottleneck: skip(x) + post_gain * branch(x); skip is a 1x1 conv or nothing."""
+    """Residual bottleneck: skip(x) + post_gain * branch(x), float32; skip is a 1x1 conv or nothing.
+    """
 
     features: int
     kernel_sizes: tuple[int, ...]
@@ -99,7 +100,7 @@ class Block(nn.Module):
         branch = ResPath(self.features, self.kernel_sizes, self.dtype, name="res_path")(x)
         if x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.dtype, name="id_path")(x)
-        return x + self.post_gain * branch
+        return x.astype(jnp.float32) + self.post_gain * branch.astype(jnp.float32)
 
 
 class Group(nn.Module):
@@ -154,7 +155,7 @@ class EncoderBlocks(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         post_gain = 1 / (self.num_groups * self.blocks_per_group) ** 2
-        x = Conv(self.n_hid, 7, self.dtype, name="input")(x)
+        x = Conv(self.n_hid, 7, self.dtype, name="input")(x).astype(jnp.float32)
         for g in range(self.num_groups):
             features = self.n_hid * 2**g
             x = Group(
@@ -222,7 +223,7 @@ class DvaeEncoder(nn.Module):
       num_groups: groups of blocks; all but the last end in a 2x2 max-pool. Published: 4.
       blocks_per_group: residual blocks in a group; with num_groups it sets the branch gain,
         1 / (num_groups * blocks_per_group)^2.
-      dtype: of the convolutions; the output layer is float32 always.
+      dtype: of the convolutions; sums over blocks and the output layer are float32 always.
     Source: dall_e/encoder.py (n_blk_per_group = blocks_per_group).
     """
 

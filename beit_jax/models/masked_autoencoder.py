@@ -40,7 +40,7 @@ class MaeEncoder(VisionTransformer):
 
     def features(self, image):
         """Tokens of the last block behind the final norm, nothing hidden: float32 [b, n + 1, d]."""
-        return self.norm(self.encode(image).astype(jnp.float32))
+        return self.norm(self.encode(image))
 
 
 class MaskedAutoencoder(MaeEncoder):
@@ -173,7 +173,7 @@ class MaskedAutoencoder(MaeEncoder):
         weights = jnp.zeros(self.depth).at[chosen].set(share)
         last, _, fused = self.run(self.blocks, self.depth, tokens, train=train, weights=weights,
                                   mix="norm" if self.fusion == "mean_norm" else "raw")
-        return self.norm(fused).astype(last.dtype), self.norm(last)
+        return self.norm(fused), self.norm(last)
 
     def features(self, image):
         """Fused tokens behind the final norm, which was trained on them; nothing is hidden."""
@@ -191,20 +191,18 @@ class MaskedAutoencoder(MaeEncoder):
 
     def decode(self, fused, order, positions=None):
         """Tokens [b, v + 1, d] -> predictions float32 [b, m, c]."""
-        x = self.decoder_embed(fused)
+        x = self.decoder_embed(fused).astype(jnp.float32)
         hidden = self.num_patches + 1 - x.shape[1]
-        tokens = jnp.broadcast_to(self.mask_token.astype(x.dtype),
-                                  (x.shape[0], hidden, self.decoder_width))
+        tokens = jnp.broadcast_to(self.mask_token, (x.shape[0], hidden, self.decoder_width))
         patches = permute(jnp.concatenate([x[:, 1:], tokens], axis=1), *reversed(order))
         x = jnp.concatenate([x[:, :1], patches], axis=1)
-        x = x + jax.lax.stop_gradient(self.decoder_pos_embed).astype(x.dtype)
+        x = x + jax.lax.stop_gradient(self.decoder_pos_embed)
         x = self.run(self.decoder_blocks, self.decoder_depth, x)[0][:, 1:]
         if self.predicted_grid == self.grid:  # the norm, too, only where it is needed
             return self.decoder_pred(self.decoder_norm(select(x, positions)))
         rows, columns = self.predicted_grid
         cells = self.decoder_norm(x).reshape(x.shape[0], rows, self.cell, columns, self.cell, -1)
-        cells = jnp.mean(cells.astype(jnp.float32), axis=(2, 4)).reshape(x.shape[0], -1,
-                                                                         self.decoder_width)
+        cells = jnp.mean(cells, axis=(2, 4)).reshape(x.shape[0], -1, self.decoder_width)
         return self.decoder_pred(select(cells, positions))
 
     def __call__(self, image, is_masked, num_masked: int, positions=None, *, train: bool = False):
@@ -215,7 +213,7 @@ class MaskedAutoencoder(MaeEncoder):
         if not self.global_layers:
             return Prediction(patches, None)
         source = fused if self.global_source == "fused" else last
-        x = jnp.mean(source[:, 1:].astype(jnp.float32), axis=1)
+        x = jnp.mean(source[:, 1:], axis=1)
         for i, linear in enumerate(self.global_head):
             x = linear(jax.nn.relu(x) if i else x)
         return Prediction(patches, x)

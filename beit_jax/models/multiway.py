@@ -167,9 +167,9 @@ class Block(nn.Module):
       depth: blocks of the whole network, for the initial values.
       attention_experts: of projections and their norms; (): one set serves all modalities.
       ffn_experts: of feed-forward layers and the norms before them.
-    Args (call): x [b, n, d]; layer: (index int, drop path rate float, Cache or None) of this block;
-      bias, slot: see Attention; routes: Routes; drop: whether samples are dropped, all tokens of a
-      sample together; keep: give keys and values as scan output.
+    Args (call): x float32 [b, n, d]; layer: (index int, drop path rate float, Cache or None) of
+      this block; bias, slot: see Attention; routes: Routes; drop: whether samples are dropped, all
+      tokens of a sample together; keep: give keys and values as scan output.
     Source: torchscale architecture/encoder.py; BEiT-3, Sec. 2.1, for shared attention.
     """
 
@@ -191,6 +191,7 @@ class Block(nn.Module):
         norm = functools.partial(layers.LayerNorm, self.epsilon)
 
         def residual(x, branch):
+            branch = branch.astype(jnp.float32)
             if drop:
                 branch = layers.drop_path(branch, rate, self.make_rng("drop_path"))
             return x + branch

@@ -19,7 +19,7 @@ _WEIGHTS = nn.initializers.normal(0.02)
 
 
 class UnbiasedPatchEmbed(nn.Module):
-    """vit.PatchEmbed without a bias. image [b, h, w, 3] -> [b, gh * gw, d], row-major."""
+    """PatchEmbed without a bias. image [b, h, w, 3] -> float32 [b, gh * gw, d], row-major."""
 
     patch_size: int
     width: int
@@ -30,7 +30,7 @@ class UnbiasedPatchEmbed(nn.Module):
         p = self.patch_size
         x = nn.Conv(self.width, (p, p), (p, p), padding="VALID", use_bias=False,
                     kernel_init=_WEIGHTS, dtype=self.dtype, name="proj")(image)
-        return x.reshape(x.shape[0], -1, self.width)
+        return x.reshape(x.shape[0], -1, self.width).astype(jnp.float32)
 
 
 class Attention(nn.Module):
@@ -65,18 +65,17 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x [b, n, d] times one factor per channel, in x's dtype."""
+    """float32 [b, n, d] times one factor per channel."""
 
     init: float
 
     @nn.compact
     def __call__(self, x):
-        gamma = self.param("gamma", nn.initializers.constant(self.init), x.shape[-1:])
-        return x * gamma.astype(x.dtype)
+        return x * self.param("gamma", nn.initializers.constant(self.init), x.shape[-1:])
 
 
 class Block(nn.Module):
-    """Pre-norm block; body of a scan. x [b, n, d]; collect: give x as scan output too."""
+    """Pre-norm block; body of a scan. x float32 [b, n, d]; collect: give x as scan output too."""
 
     num_heads: int
     mlp_ratio: float
@@ -93,6 +92,7 @@ class Block(nn.Module):
         has_scales = self.layer_scale_init > 0
 
         def scaled(name, y):
+            y = y.astype(jnp.float32)
             return LayerScale(self.layer_scale_init, name=name)(y) if has_scales else y
 
         x = x + scaled("ls1", attention(layers.LayerNorm(self.epsilon, name="norm1")(x)))
@@ -113,7 +113,7 @@ class PlainVit(nn.Module):
       layer_scale_init: initial factor of each branch, per channel (DINOv2); 0 or less: none.
       num_registers: tokens without position or output, behind the class token (DINOv2).
       output_dim: width of a projection without bias behind the norm (CLIP); 0: none.
-      dtype: of matrix products and of the residual stream; the norm at the end is float32.
+      dtype: of matrix products; the residual stream and the norm at its end are float32.
       attention: backend, see `layers.attend`.
     Args (call): image float [b, h, w, 3], normalised; all_blocks: also give every block's output.
     Returns: tokens float32 [b, n + 1, c], class token first, c = output_dim or width; with
@@ -180,10 +180,10 @@ class PlainVit(nn.Module):
                 f"{self.image_px}x{self.image_px}: set image_px, and where weights of another "
                 f'size are loaded, adapt=("resize_pos_embed_{rule}",)')
         x = self.patch_embed(image)
-        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
-        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
+        cls = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed
         if self.num_registers:
-            registers = jnp.broadcast_to(self.register_tokens.astype(x.dtype),
+            registers = jnp.broadcast_to(self.register_tokens,
                                          (x.shape[0], self.num_registers, self.width))
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         return x
@@ -192,7 +192,7 @@ class PlainVit(nn.Module):
         """Without the registers, normed: [..., 1 + r + n, d] -> float32 [..., 1 + n, d]."""
         if self.num_registers:
             x = jnp.concatenate([x[..., :1, :], x[..., 1 + self.num_registers:, :]], axis=-2)
-        return self.norm(x.astype(jnp.float32))
+        return self.norm(x)
 
     def __call__(self, image, *, all_blocks: bool = False):
         x = self.embed(image)

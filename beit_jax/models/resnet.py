@@ -27,13 +27,13 @@ def convolution(features: int, kernel_size: int, stride: int, dtype, name: str) 
                    use_bias=False, kernel_init=_WEIGHTS, dtype=dtype, name=name)
 
 
-def batch_norm(dtype, name: str) -> nn.BatchNorm:
+def batch_norm(name: str, dtype=jnp.float32) -> nn.BatchNorm:
     """By the running averages, in float32; the result in `dtype`."""
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype, name=name)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut. x [b, h, w, c] -> [b, h/s, w/s, 4 width].
+    """1x1, 3x3, 1x1 and a shortcut. x float32 [b, h, w, c] -> float32 [b, h/s, w/s, 4 width].
 
     Attributes: stride: s, of the 3x3; project: whether the shortcut is a 1x1 convolution.
     """
@@ -47,15 +47,15 @@ class Bottleneck(nn.Module):
     def __call__(self, x):
         dtype, shortcut = self.dtype, x
         y = convolution(self.width, 1, 1, dtype, "conv1")(x)
-        y = jax.nn.relu(batch_norm(dtype, "bn1")(y))
+        y = jax.nn.relu(batch_norm("bn1", dtype)(y))
         y = convolution(self.width, 3, self.stride, dtype, "conv2")(y)
-        y = jax.nn.relu(batch_norm(dtype, "bn2")(y))
+        y = jax.nn.relu(batch_norm("bn2", dtype)(y))
         y = convolution(EXPANSION * self.width, 1, 1, dtype, "conv3")(y)
-        y = batch_norm(dtype, "bn3")(y)
+        y = batch_norm("bn3")(y)
         if self.project:
             shortcut = convolution(EXPANSION * self.width, 1, self.stride, dtype,
                                    "downsample_conv")(x)
-            shortcut = batch_norm(dtype, "downsample_bn")(shortcut)
+            shortcut = batch_norm("downsample_bn")(shortcut)
         return jax.nn.relu(y + shortcut)
 
 
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
       layers: blocks of the four stages.
       widths: channels of their 3x3 convolutions; four times as many leave a stage.
       stem_width: channels of the first convolution.
-      dtype: of convolutions and of the maps between them; sums with running averages are float32.
+      dtype: of convolutions; running averages and the sums with the shortcuts are float32.
     Args (call): image float [b, h, w, 3], normalised.
     Returns: float32 [b, h / 32, w / 32, 4 widths[-1]], after the last ReLU; sizes round up.
     Raises: ValueError: layers and widths do not describe four stages.
@@ -101,9 +101,9 @@ class ResNet(nn.Module):
             raise ValueError(f"layers={self.layers} and widths={self.widths}: a ResNet has 4 "
                              "stages, give 4 numbers each")
         x = convolution(self.stem_width, 7, 2, self.dtype, "conv1")(image)
-        x = jax.nn.relu(batch_norm(self.dtype, "bn1")(x))
+        x = jax.nn.relu(batch_norm("bn1")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=symmetric(3))
         for index, (num_blocks, width) in enumerate(zip(self.layers, self.widths)):
             x = Stage(num_blocks, width, 1 if index == 0 else 2, self.dtype,
                       name=f"layer{index + 1}")(x)
-        return x.astype(jnp.float32)
+        return x

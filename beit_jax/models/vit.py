@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
       use_k_bias: a bias on keys too; it changes nothing, but plain ViTs' checkpoints have it.
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
       initializer: "pretrain", "finetune", "torch" or "xavier", see `blocks.weight_init`.
-      dtype: of matrix products and of the residual stream; parameters stay float32.
+      dtype: of matrix products; the residual stream and parameters stay float32.
       attention: backend, see `layers.attend`.
       token_multiple: pads the token axis to a multiple with tokens that nobody attends to; cuDNN
         attention needs 8.
@@ -108,18 +108,18 @@ class VisionTransformer(nn.Module):
                     self.epsilon, self.dtype, self.attention)
 
     def embed(self, image, is_masked=None, mask_token=None):
-        """Tokens before the blocks [b, n + 1, d]; see `encode`."""
+        """Tokens before the blocks, float32 [b, n + 1, d]; see `encode`."""
         if image.shape[1:3] != (self.image_px, self.image_px):
             raise ValueError(f"the image is {image.shape[1]}x{image.shape[2]}, the model expects "
                              f"{self.image_px}x{self.image_px}")
         x = self.patch_embed(image)
         if is_masked is not None:
-            x = jnp.where(is_masked[..., None], mask_token.astype(x.dtype), x)
-        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, self.width))
+            x = jnp.where(is_masked[..., None], mask_token, x)
+        cls = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         if self.use_abs_pos:
             table = jax.lax.stop_gradient(self.pos_embed) if self.fixed_pos else self.pos_embed
-            x = x + table.astype(x.dtype)
+            x = x + table
         return x
 
     def encode(self, image, is_masked=None, *, mask_token=None, train: bool = False,
@@ -132,8 +132,8 @@ class VisionTransformer(nn.Module):
           mask_token: [1, 1, d], needed with is_masked.
           train: drops samples of residual branches (rng "drop_path").
           all_blocks: also give the output of every block.
-        Returns: tokens [b, n + 1, d], class token first, not normalised; with all_blocks the pair
-          (tokens, [depth, b, n + 1, d]).
+        Returns: tokens float32 [b, n + 1, d], class token first, not normalised; with all_blocks
+          the pair (tokens, [depth, b, n + 1, d]).
         Raises: ValueError: the image has another size than the model.
         """
         tokens = self.embed(image, is_masked, mask_token)
@@ -172,7 +172,7 @@ class VisionTransformer(nn.Module):
         if weights is None:
             layer, carry, mix = (indices, rates, jnp.zeros(length)), x, None
         else:
-            layer, carry = (indices, rates, weights), (x, jnp.zeros(x.shape, jnp.float32))
+            layer, carry = (indices, rates, weights), (x, jnp.zeros_like(x))
         carry, every = stack(carry, layer, bias, drop, all_blocks, mix)
         x, total = (carry, None) if weights is None else carry
         every, total = (None if more is None else more[..., :num_tokens, :]

@@ -17,7 +17,7 @@ class PatchTower(VisionTransformer):
         self.fc_norm = layers.LayerNorm(self.epsilon)
 
     def __call__(self, image):
-        return self.fc_norm(self.encode(image)[:, 1:].astype(jnp.float32))
+        return self.fc_norm(self.encode(image)[:, 1:])
 
 
 class TaskLayer(nn.Module):

@@ -83,5 +83,4 @@ class Backbone:
         params["blocks"] = jax.tree.map(lambda leaf: leaf[:network.depth], params["blocks"])
         image = preprocess.normalise(image01, self.mean, self.std)
         tokens = network.apply({"params": params}, image, method="encode")
-        patches = tokens[:, 1:].astype(jnp.float32)
-        return jax.lax.stop_gradient(standardise(patches))
+        return jax.lax.stop_gradient(standardise(tokens[:, 1:]))

@@ -168,7 +168,7 @@ class MaeVitb16(VitTeacher):
         """float32 [b, n, dim]. Raises ValueError: the image has another size than `image_px`."""
         image = preprocess.normalise(image01, self.mean, self.std)
         tokens = self.network.apply(variables, image, method="features")[:, 1:]
-        return jax.lax.stop_gradient(tokens.astype(jnp.float32))
+        return jax.lax.stop_gradient(tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ def make(config) -> contract.Task:
         del frozen
         tokens = model.apply({"params": variables["params"]}, normalise(batch["image"]), None,
                              method="features")
-        return jnp.mean(tokens[:, 1:].astype(jnp.float32), axis=1)
+        return jnp.mean(tokens[:, 1:], axis=1)
 
     def pictures(variables, frozen, batch, key):
         del variables, frozen

@@ -74,7 +74,7 @@ def make(config) -> contract.Task:
         del frozen
         image = normalise(batch["image"])
         return model.apply({"params": variables["params"]}, image, None,
-                           method="features")[:, 0].astype(jnp.float32)
+                           method="features")[:, 0]
 
     def pictures(variables, frozen, batch, key):
         del variables, frozen

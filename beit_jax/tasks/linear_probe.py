@@ -104,7 +104,7 @@ def make(config) -> contract.Task:
         """float32 [l, b, f]; of raw block outputs."""
         _, tokens = backbone.apply(frozen["backbone"], normalise(batch["image"]),
                                    all_blocks=True, method="encode")
-        tokens = jax.lax.stop_gradient(tokens.astype(jnp.float32))  # [l, b, n + 1, d]
+        tokens = jax.lax.stop_gradient(tokens)  # [l, b, n + 1, d]
         cls, mean = tokens[:, :, 0], jnp.mean(tokens[:, :, 1:], axis=2)
         if "layer" in parts:
             cls, mean = standardise(cls, EPSILON), standardise(mean, EPSILON)

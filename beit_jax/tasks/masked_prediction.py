@@ -125,7 +125,7 @@ def make(config, values_of: Callable, **model_fields) -> contract.Task:
         del frozen
         tokens = model.apply({"params": variables["params"]}, normalise_image(batch["image"]),
                              method="features")
-        return jnp.mean(tokens[:, 1:].astype(jnp.float32), axis=1)
+        return jnp.mean(tokens[:, 1:], axis=1)
 
     def pictures(variables, frozen, batch, key):
         """Images, what the encoder sees of them, and for pixels what the decoder makes of it."""

@@ -63,6 +63,6 @@ def tokens(model: VisionTransformer, average: Mapping[str, Any], image, blocks: 
               if field.init and field.name not in ("parent", "name")}
     _, outputs = VisionTransformer(**fields).apply(
         {"params": average}, image, all_blocks=True, method="encode")
-    patches = outputs[-blocks:, :, 1:].astype(jnp.float32)  # [l, b, n, d]
+    patches = outputs[-blocks:, :, 1:]  # [l, b, n, d]
     mean = jnp.mean(standardise(patches, _EPSILON), axis=0)
     return jax.lax.stop_gradient(standardise(mean, _EPSILON))

@@ -301,7 +301,7 @@ def test_bfloat16_is_close_to_float32():
     model, params = made()
     args = (image_of(32), IDS, IS_VALID)
     half = run(Beit3(**TINY | dict(dtype=jnp.bfloat16)), params, *args)
-    assert half.dtype == jnp.bfloat16
+    assert half.dtype == jnp.float32  # the sum over blocks; products alone are bfloat16
     whole = np.asarray(run(model, params, *args))
     error = np.asarray(half, np.float32) - whole
     assert np.sqrt(np.mean(error**2)) < 2e-2 * np.sqrt(np.mean(whole**2))
