@@ -68,16 +68,14 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     evaluate.check_data(opts.eval, opts.data, info)
     config = recipe.with_data(config, info)
     task = tasks.make(config)
-    total, per_epoch = recipe.lengths(config, opts, info.num_train)
     taken = contextlib.nullcontext() if evaluate_only else records.taken(
-        config, workdir, total, force)
+        config, workdir, recipe.lengths(config, opts, info.num_train)[0], force)
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
     with (taken, sharding.use(mesh), jax.default_matmul_precision(precision),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
         if evaluate_only and checkpoints.latest_step() is None:
             state.check_evaluable(task, opts.init, workdir)
-        own = "" if checkpoints.latest_step() is None else workdir
-        state.check_statistics(config, task.frozen, own)
+        state.check_statistics(config, task.frozen, workdir if checkpoints.latest_step() else "")
         job = assemble(config, opts, name, workdir, mesh, task, info, checkpoints)
         if evaluate_only:
             return job.measure(job.state)
