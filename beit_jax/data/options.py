@@ -47,6 +47,9 @@ class DataOptions:
         middle; 0 = 1 for images of at most 32 px or at least 384 px, else 0.875.
       fast: True skips antialiasing and takes the fast inverse DCT: half the cost, other pixels.
       mean, std: normalisation on the device; its mean is RandAugment's fill colour.
+      max_broken: image files of a split that may break while the run reads them (deleted, cut
+        short, not to be read): each is named and left out, another example stands for it; one more
+        ends the run. Files that are broken at the start are left out without being counted.
       threads: threads for decoding and augmentation; 0 = one for each core.
       synthetic_examples, synthetic_classes: size of the "synthetic" data.
       text_length: tokens of a text with <s> and </s>; 0 = no text is read.
@@ -98,6 +101,7 @@ class DataOptions:
     fast: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    max_broken: int = 10
     threads: int = 0
     synthetic_examples: int = 64
     synthetic_classes: int = 10
@@ -123,8 +127,8 @@ class DataOptions:
         require(self.name, "name", 'name a source: "digit_scenes/plain", "folder", "cifar10"')
         require(self.global_batch_size > 0, "global_batch_size", "it must be positive")
         require(self.image_px > 0, "image_px", "it must be positive")
-        for key in ("holdout_per_class", "examples_per_class", "train_examples",
-                    "eval_batch_size", "target_px", "threads", "color_jitter", "holdout_images"):
+        for key in ("holdout_per_class", "examples_per_class", "train_examples", "eval_batch_size",
+                    "target_px", "max_broken", "threads", "color_jitter", "holdout_images"):
             require(getattr(self, key) >= 0, key, "it must not be negative")
         require(not (self.examples_per_class and self.train_examples), "train_examples",
                 "examples_per_class chooses already; set one of the two")

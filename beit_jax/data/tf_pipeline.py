@@ -1,9 +1,10 @@
 """The `tf.data` graphs behind `pipeline.py`; imported only when a batch is asked for."""
+import functools
 import os
 
 import numpy as np
 
-from beit_jax.data import views
+from beit_jax.data import broken_files, image_file, views
 from beit_jax.data.host_tensorflow import tf
 from beit_jax.data.image_file import decode_with_pil
 from beit_jax.data.options import DataOptions
@@ -20,22 +21,11 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
     threads = options.threads or len(os.sched_getaffinity(0))
     first, last = int(rows[0]), int(rows[-1]) + 1
     seed = seed % 2**31
-    chosen = None if chosen is None else tf.constant(chosen, tf.int64)
     sides = source.images_per_example  # of each example: they stay neighbours all the way
     pictures = slice(first * sides, last * sides)
-
-    @_as_written
-    def choose(step):
-        """step -> what the local rows are, and the random numbers that belong to them."""
-        epoch = step // steps
-        position = (step % steps) * batch + tf.range(first, last, dtype=tf.int64)
-        index = tf.random.experimental.index_shuffle(
-            position, tf.stack([tf.cast(seed, tf.int64), epoch]), num_train - 1)
-        index = index if chosen is None else tf.gather(chosen, index)
-        # Drawn for the global batch, then cut: a row's numbers do not depend on the processes.
-        of_step = tf.stack([tf.cast(seed, tf.int64), step])
-        seeds = tf.random.stateless_uniform([batch * sides, 2], of_step, None, None, tf.int64)
-        return _pictures(index, source) | {"seed": seeds[pictures], "step": step}
+    in_memory = None if source.images is None else tf.constant(source.images)
+    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
+    used = None if chosen is None else tf.constant(chosen, tf.int64)
 
     @_as_written
     def batch_views(rows_of_step):
@@ -55,23 +45,45 @@ def train_batches(source: Source, options: DataOptions, *, steps, chosen, num_tr
         image = views.augment(made["image"], tf.reverse(made["seed"], [0]), options)
         return made | {"image": image}
 
-    in_memory = None if source.images is None else tf.constant(source.images)
-    labels = None if source.labels is None else tf.constant(source.labels, tf.int32)
     if source.sequence is not None:
         return _sequential_train_batches(source, options, example_views, batch, seed, steps,
                                          start_step, first, last, threads)
-    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    dataset = dataset.map(choose, num_parallel_calls=1)
-    if in_memory is not None and views.can_batch(source.images, options):
-        dataset = dataset.map(batch_views, num_parallel_calls=threads)
-        if options.randaugment:
-            dataset = dataset.unbatch().map(augmented, num_parallel_calls=threads)
+
+    def build(start):
+        is_broken = broken_files.examples(source)
+        stand_in = None if is_broken is None else tf.constant(
+            broken_files.stand_ins(is_broken, chosen))
+
+        @_as_written
+        def choose(step):
+            """step -> what the local rows are, and the random numbers that belong to them."""
+            epoch = step // steps
+            position = (step % steps) * batch + tf.range(first, last, dtype=tf.int64)
+            index = tf.random.experimental.index_shuffle(
+                position, tf.stack([tf.cast(seed, tf.int64), epoch]), num_train - 1)
+            index = index if used is None else tf.gather(used, index)
+            index = index if stand_in is None else tf.gather(stand_in, index)
+            # Drawn for the global batch, then cut: a row's numbers do not depend on the processes.
+            of_step = tf.stack([tf.cast(seed, tf.int64), step])
+            seeds = tf.random.stateless_uniform([batch * sides, 2], of_step, None, None, tf.int64)
+            return _pictures(index, source) | {"seed": seeds[pictures], "step": step}
+
+        dataset = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+        dataset = dataset.map(choose, num_parallel_calls=1)
+        if in_memory is not None and views.can_batch(source.images, options):
+            dataset = dataset.map(batch_views, num_parallel_calls=threads)
+            if options.randaugment:
+                dataset = dataset.unbatch().map(augmented, num_parallel_calls=threads)
+                dataset = dataset.batch((last - first) * sides, drop_remainder=True)
+        else:
+            dataset = _examples(dataset, source, labels)
+            dataset = dataset.map(example_views, num_parallel_calls=threads)
             dataset = dataset.batch((last - first) * sides, drop_remainder=True)
-    else:
-        dataset = _examples(dataset, source, labels)
-        dataset = dataset.map(example_views, num_parallel_calls=threads)
-        dataset = dataset.batch((last - first) * sides, drop_remainder=True)
-    return _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
+        made = _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
+        return made, lambda step: choose(tf.constant(step, tf.int64))["place"].numpy()
+
+    return broken_files.batches(build, source, options.max_broken, start_step,
+                                functools.partial(_defect_of, source))
 
 
 def eval_batches(source: Source, options: DataOptions, *, batch, rows):
@@ -79,12 +91,6 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
     threads = options.threads or len(os.sched_getaffinity(0))
     first, last = int(rows[0]), int(rows[-1]) + 1
     num_examples, sides = source.num_examples, source.images_per_example
-
-    @_as_written
-    def choose(step):
-        position = step * batch + tf.range(first, last, dtype=tf.int64)
-        pictures = _pictures(tf.minimum(position, num_examples - 1), source)
-        return pictures | {"is_example": tf.repeat(position < num_examples, sides)}
 
     @_as_written
     def batch_views(rows_of_step):
@@ -103,14 +109,32 @@ def eval_batches(source: Source, options: DataOptions, *, batch, rows):
     if source.sequence is not None:
         dataset = source.sequence(None).map(example_views, num_parallel_calls=threads)
         return _sequential_eval_batches(dataset, steps, batch, first, last, threads, source)
-    dataset = tf.data.Dataset.range(steps).map(choose, num_parallel_calls=1)
-    if in_memory is not None and views.can_batch(source.images, options):
-        dataset = dataset.map(batch_views, num_parallel_calls=threads)
-    else:
-        dataset = _examples(dataset, source, labels)
-        dataset = dataset.map(example_views, num_parallel_calls=threads)
-        dataset = dataset.batch((last - first) * sides, drop_remainder=True)
-    return _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
+
+    def build(start):
+        is_broken = broken_files.examples(source)
+        stand_in = None if is_broken is None else tf.constant(broken_files.stand_ins(is_broken))
+
+        @_as_written
+        def choose(step):
+            position = step * batch + tf.range(first, last, dtype=tf.int64)
+            is_example, index = position < num_examples, tf.minimum(position, num_examples - 1)
+            if stand_in is not None:
+                is_example &= ~tf.gather(is_broken, index)
+                index = tf.gather(stand_in, index)
+            return _pictures(index, source) | {"is_example": tf.repeat(is_example, sides)}
+
+        dataset = tf.data.Dataset.range(start, steps).map(choose, num_parallel_calls=1)
+        if in_memory is not None and views.can_batch(source.images, options):
+            dataset = dataset.map(batch_views, num_parallel_calls=threads)
+        else:
+            dataset = _examples(dataset, source, labels)
+            dataset = dataset.map(example_views, num_parallel_calls=threads)
+            dataset = dataset.batch((last - first) * sides, drop_remainder=True)
+        made = _numpy_batches(dataset.map(lambda made: _finish(made, sides)), threads, source)
+        return made, lambda step: choose(tf.constant(step, tf.int64))["place"].numpy()
+
+    return broken_files.batches(build, source, options.max_broken, 0,
+                                functools.partial(_defect_of, source))
 
 
 def _pictures(index, source: Source):
@@ -159,6 +183,18 @@ def _image(source: Source, in_memory, example):
     return tf.cond(tf.gather(source.needs_pil, example["place"]), odd, lambda: encoded)
 
 
+def _defect_of(source: Source, place: int) -> str | None:
+    """What is wrong with the file of an image; None if nothing is."""
+    try:
+        image_file.inspect(source.paths[place], decode=True)
+        views.decode(_image(source, None, {"place": tf.constant(place)}))
+    except ValueError as error:
+        return str(error)
+    except tf.errors.OpError as error:
+        return " ".join(str(error.message).split())[:100]
+    return None
+
+
 def _finish(made, sides: int = 1):
     """Pictures [b * k] to examples: int32 numbers, filler rows marked, seeds dropped."""
     batch = {key: value if sides == 1 else tf.reshape(value, [-1, sides, *value.shape[1:]])
@@ -189,7 +225,7 @@ def _numpy_batches(dataset, threads: int, source: Source):
                 return
             except op_error as error:
                 reason = " ".join(str(error.message).split())[:300]
-                raise ValueError(
+                raise broken_files.Unreadable(
                     f"{source.what} cannot be read ({reason}): check the files, "
                     "remove or replace the broken ones, and start again") from error
 

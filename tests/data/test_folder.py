@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit_jax.data import pipeline
+from beit_jax.data import broken_files, pipeline
 from beit_jax.data.image_file import decode_with_pil
+from beit_jax.data.source import Source
 
 OPTIONS = dict(name="folder", global_batch_size=2, image_px=16, crop="none", flip=0.0, threads=2)
 
@@ -352,16 +353,78 @@ def test_classes_that_training_lacks_are_refused(tmp_path):
         pipeline.describe(_options(tmp_path))
 
 
-def test_a_file_that_breaks_during_the_run_is_one_clear_line(tmp_path):
-    for k in range(2):
-        _save(tmp_path / f"{k}.png", _picture(k))
-    _save(tmp_path / "0.png", _picture(0, (120, 100)))  # too large to be held in memory
-    options = _options(tmp_path)
-    pipeline.describe(options)  # the check has passed
-    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(ValueError, match="cannot be read .*remove or replace") as error:
-        list(pipeline.eval_batches(options, "train"))
+BREAK = {  # what becomes of a file during a run -> what is said of it
+    "gone": (os.unlink, "No such file or directory"),
+    "cut": (lambda path: os.truncate(path, os.path.getsize(path) // 2), "truncated"),
+    "other": (lambda path: path.write_text("words"), "not an image"),
+}
+
+
+def _seven(root, kind="png"):
+    """Too large to be held in memory, of three classes."""
+    for k in range(7):
+        _save(root / "abc"[k // 3] / f"{k}.{kind}", _picture(k, (120 + k, 100)))
+    return _options(root, global_batch_size=3, crop="resized", max_broken=2)
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_where_a_file_breaks_the_next_example_stands_and_no_other_row_changes(
+        tmp_path, caplog, how):
+    options = _seven(tmp_path, "jpg")
+    whole = list(itertools.islice(pipeline.train_batches(options, seed=1), 5))
+    for k in (2, 3):  # neighbours: 4 stands for both
+        BREAK[how][0](tmp_path / "abc"[k // 3] / f"{k}.jpg")
+    with caplog.at_level("WARNING", logger="beit_jax"):
+        broken = list(itertools.islice(pipeline.train_batches(options, seed=1), 5))
+    assert "abc"[0] + "/2.jpg (" in caplog.text and BREAK[how][1] in caplog.text
+    seen = np.concatenate([batch["index"] for batch in whole])
+    assert {2, 3} < set(seen.tolist())
+    for a, b in zip(whole, broken, strict=True):
+        np.testing.assert_array_equal(b["index"], np.where(np.isin(a["index"], [2, 3]), 4,
+                                                           a["index"]))
+        np.testing.assert_array_equal(b["label"], b["index"] // 3)
+        stays = ~np.isin(a["index"], [2, 3])
+        np.testing.assert_array_equal(a["image"][stays], b["image"][stays])
+    resumed = next(pipeline.train_batches(options, seed=1, start_step=4))
+    np.testing.assert_array_equal(resumed["image"], broken[4]["image"])
+
+
+def test_more_broken_files_than_allowed_end_the_run_by_their_names(tmp_path):
+    options = _seven(tmp_path)
+    pipeline.describe(options)  # the check at the start has passed
+    for k in (0, 4, 5):
+        (tmp_path / "abc"[k // 3] / f"{k}.png").unlink()
+    with pytest.raises(ValueError, match=r"3 image files broke during the run, more than config\."
+                       r"data\.max_broken=2; the last: .*png \(No such file") as error:
+        list(itertools.islice(pipeline.train_batches(options, seed=1), 9))
     assert "\n" not in str(error.value)
+
+
+def test_broken_files_do_not_count_in_an_evaluation(tmp_path):
+    options = _seven(tmp_path)
+    before = _evaluated(options)
+    (tmp_path / "a" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (tmp_path / "c" / "6.png").unlink()
+    after = _evaluated(options)
+    assert after["index"].tolist() == [0, 2, 3, 4, 5]
+    np.testing.assert_array_equal(after["image"], before["image"][after["index"]])
+
+
+def test_the_next_of_the_chosen_examples_stands_for_a_broken_one():
+    is_broken = np.isin(np.arange(8), [1, 4, 7])
+    assert broken_files.stand_ins(is_broken).tolist() == [0, 2, 2, 3, 5, 5, 6, 0]
+    chosen = broken_files.stand_ins(is_broken, np.array([1, 2, 4, 6, 7]))
+    assert chosen[[1, 2, 4, 6, 7]].tolist() == [2, 2, 6, 6, 2]
+    with pytest.raises(ValueError, match="no example is left"):
+        broken_files.stand_ins(is_broken, np.array([1, 4]))
+
+
+def test_an_example_of_two_images_is_broken_with_one_of_them(monkeypatch):
+    monkeypatch.setattr(broken_files, "_BROKEN", {"b": "gone"})
+    source = Source(3, (), "pairs", paths=np.array(["a", "b", "c"]), images_per_example=2,
+                    image_of=np.array([0, 2, 2, 1, 0, 0]))
+    assert broken_files.examples(source).tolist() == [False, True, False]
+    assert broken_files.examples(source._replace(paths=np.array(["a", "c", "d"]))) is None
 
 
 def test_partial_jpeg_decoding_gives_the_pixels_of_a_full_one(tmp_path):
