@@ -68,6 +68,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     evaluate.check_data(opts.eval, opts.data, info)
     config = recipe.with_data(config, info)
     task = tasks.make(config)
+    state.check_statistics(config, task.frozen, workdir)
     taken = contextlib.nullcontext() if evaluate_only else records.taken(
         config, workdir, recipe.lengths(config, opts, info.num_train)[0], force)
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
@@ -75,7 +76,6 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints):
         if evaluate_only and checkpoints.latest_step() is None:
             state.check_evaluable(task, opts.init, workdir)
-        state.check_statistics(config, task.frozen, workdir if checkpoints.latest_step() else "")
         job = assemble(config, opts, name, workdir, mesh, task, info, checkpoints)
         if evaluate_only:
             return job.measure(job.state)
