@@ -33,7 +33,7 @@ class ImageTable(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """The fields of a `Source` that shows these images."""
         if self.pixels is not None:
-            return {"images": self.pixels}
+            return {"images": self.pixels, "paths": self.paths}
 
         def read(index):
             from beit_jax.data.host_tensorflow import tf

@@ -26,7 +26,8 @@ class Source(NamedTuple):
     read_many: (int64 tensor [b]) -> {"encoded": [b], "label": int32 [b]}, in TensorFlow.
     sequence: (seed) -> tf.data.Dataset of {"encoded", "label"}: one epoch, no random access.
     needs_pil: bool [n], True where TensorFlow's decoders would give wrong pixels; None = nowhere.
-    paths: str [n], the files that `read` reads; None where they are not files of one image.
+    paths: str [n], the files of `images` or of what `read` reads; None where they are not files of
+      one image each.
     what: for messages: where the data come from.
     images_per_example: k; with more than one there is an `image_of`.
     image_of: int64 [n * k]: picture j = example * k + side is number image_of[j] of `images`,

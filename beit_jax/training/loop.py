@@ -67,6 +67,8 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
     info = pipeline.describe(opts.data)
     evaluate.check_data(opts.eval, opts.data, info)
     config = recipe.with_data(config, info)
+    if not evaluate_only:
+        recipe.check_labels(config, opts.data)
     task = tasks.make(config)
     state.check_statistics(config, task.frozen, workdir)
     taken = contextlib.nullcontext() if evaluate_only else records.taken(

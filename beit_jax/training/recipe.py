@@ -106,6 +106,19 @@ def with_data(config, info):
     return config
 
 
+def check_labels(config, data: pipeline.DataOptions) -> None:
+    """Refuses to train a classifier on examples none of which has a label: its loss would be 0.
+
+    Raises: ValueError.
+    """
+    for section in ("model", "probe"):
+        given = (config.get(section) or {}).get("num_classes")
+        if given is not None and not pipeline.num_labelled(data, "train"):
+            raise ValueError(f"config.{section}.num_classes={given}, but no training example of "
+                             f"the data {data.name!r} has a label: images want one sub-folder for "
+                             "each class")
+
+
 def frozen_networks(config) -> Mapping[str, Frozen]:
     """Those that a recipe's target needs, known before its data are: {} where it has no target."""
     if not (config.get("target") or {}).get("checkpoint"):
