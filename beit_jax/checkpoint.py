@@ -10,6 +10,7 @@ import fnmatch
 import json
 import logging
 import os
+import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+
+from beit_jax import array_files
+from beit_jax.lazy_array import printable
 
 log = logging.getLogger(__name__)
 
@@ -371,9 +375,7 @@ def load_variables(path: str, use_ema: bool = True, collections: bool = False,
     Raises: FileNotFoundError: nothing there. ValueError: a broken or unknown file.
     """
     where = absolute(path)
-    if where.suffix in (".npz", ".safetensors"):
-        if not where.exists():
-            raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if where.is_file():
         return _read_file(where)
     step = where
     if (where / "checkpoints").is_dir():
@@ -381,9 +383,7 @@ def load_variables(path: str, use_ema: bool = True, collections: bool = False,
         if step is None:
             raise FileNotFoundError(f"{where / 'checkpoints'} holds no whole checkpoint")
     if not (step / "state").is_dir():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist: give a run's workdir, one of its checkpoints/<step>"
-            " folders, a .npz or a .safetensors file")
+        raise _nothing_to_read(where)
     if fault := fault_of(step):
         raise ValueError(f"checkpoint {step} is broken: {fault}")
     saved = ocp.PyTreeCheckpointer().metadata(step / "state").item_metadata.tree
@@ -407,8 +407,8 @@ def recorded(path: str) -> dict[str, Any]:
     Raises: ValueError: a record that cannot be read; the message names the file.
     """
     where = absolute(path)
-    if where.suffix in (".npz", ".safetensors"):
-        record = _metadata(where).get(RECORD) if where.exists() else None
+    if where.is_file():
+        record = _metadata(where).get(RECORD)
         return _record(record, where) if isinstance(record, str) else {}
     folder = where if (where / "checkpoints").is_dir() else where.parent.parent
     file = folder / "config.json"
@@ -422,10 +422,11 @@ def _metadata(path: epath.Path) -> Mapping[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            if path.suffix == ".npz":
+            if file.read(2) == b"PK":
                 with zipfile.ZipFile(file) as archive:
                     metadata = json.loads(archive.comment)
             else:
+                file.seek(0)
                 length = min(int.from_bytes(file.read(8), "little"), _HEADER_BYTES)
                 metadata = json.loads(file.read(length))["__metadata__"]
     except (zipfile.BadZipFile, ValueError, LookupError, TypeError, RecursionError,
@@ -447,17 +448,46 @@ def _record(text: str | bytes, path: epath.Path) -> dict[str, Any]:
 
 
 def _read_file(path: epath.Path) -> dict[str, np.ndarray]:
-    """A flat .npz or .safetensors file."""
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        from safetensors.numpy import load  # only those who use such files need the package
+    """A flat .npz or .safetensors file, whatever its suffix is.
 
-        return load(path.read_bytes())
-    except Exception as error:  # zip, zlib, numpy and safetensors each have errors of their own
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+    Raises: ValueError: it is something else: what, and what to do.
+    """
+    with path.open("rb") as file, array_files.errors_of(f"checkpoint {path} cannot be read"):
+        kind = array_files.kind_of(file)
+        arrays = {} if kind == array_files.TORCH else array_files.arrays_of(file, kind)
+        # our names have slashes; other programs put dots there
+        if kind != array_files.TORCH and not (
+                any("." in name for name in arrays) and not any("/" in name for name in arrays)):
+            return {name: np.asarray(value) for name, value in arrays.items()}
+        what = "what torch.save writes" if kind == array_files.TORCH else (
+            f"{printable(next(name for name in arrays if '.' in name))} and the like, the names of "
+            "another program")
+        raise ValueError(f"it holds {what}: convert it first, {convert_command(path)}, and name "
+                         "the new file")
+
+
+def convert_command(path: epath.Path) -> str:
+    """How a file of another program becomes one of ours."""
+    return (f"python -m beit_jax.convert --source microsoft --input {shlex.quote(str(path))} "
+            f"--output {shlex.quote(str(path.with_suffix('')) + '_ours.npz')} (or another --source,"
+            " see docs/checkpoints.md)")
+
+
+def _nothing_to_read(path: epath.Path) -> Exception:
+    """The error for a path that is no run, no step and no file."""
+    known = ("give a run's workdir, one of its checkpoints/<step> folders, a .npz or a .safetensors"
+             " file")
+    if not path.exists():
+        return FileNotFoundError(f"checkpoint {path} does not exist: {known}")
+    if not path.is_dir():
+        return ValueError(f"checkpoint {path} is neither a folder nor a file: {known}")
+    suffixes = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
+    found = sorted(entry for entry in path.iterdir() if entry.suffix in suffixes)
+    if found and found[0].suffix == ".npz":
+        known = f"give the file, {printable(found[0].name)}"
+    elif found:
+        known = f"convert the file in it, {convert_command(found[0])}"
+    return FileNotFoundError(f"checkpoint {path} is a folder without a run's checkpoints: {known}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,8 @@ PURE = {"options", "augment", "masking", "losses", "dvae_losses", "metrics", "fl
 MAY = {
     "options": set(), "augment": set(), "masking": set(), "losses": {"vectors"},
     "dvae_losses": set(), "vectors": set(),
-    "metrics": {"vectors"}, "flops": set(), "checkpoint": set(), "compile_cache": set(),
+    "metrics": {"vectors"}, "flops": set(), "compile_cache": set(),
+    "checkpoint": {"array_files", "lazy_array"},
     "report": {"checkpoint", "options"},
     "token_ids": set(), "text_masking": {"token_ids"},
     "caption_java": set(), "caption_words": set(), "caption_metrics": {"caption_words"},
@@ -23,8 +24,8 @@ MAY = {
     "retrieval_metrics": set(), "train_tokenizer": {"token_ids", "data.text_ops"},
     # vqa_metrics: answers are normalised alike where they are read and where they are scored
     "data": {"data", "options", "token_ids", "vqa_metrics"},
-    "lazy_array": set(),
-    "convert": {"convert", "checkpoint", "lazy_array"},
+    "lazy_array": set(), "array_files": {"lazy_array"},
+    "convert": {"convert", "checkpoint", "array_files", "lazy_array"},
     "models": {"models", "vectors"},
     "targets": {"targets", "models", "vectors", "flops"},
     # class_lists: which classes evaluation chooses among is part of a task, and pure

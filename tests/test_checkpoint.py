@@ -4,12 +4,14 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -231,6 +233,36 @@ def test_a_wrong_checkpoint_path_is_one_line(tmp_path, name, content, error, mes
     with pytest.raises(error, match=message) as caught:
         checkpoint.load_variables(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_file_of_another_program_must_be_converted_and_the_command_is_given(tmp_path):
+    """Not "does not exist": the file is there."""
+    command = "convert it first, python -m beit_jax.convert --source microsoft --input {}"
+    for name in ("x.pth", "x.pt", "x.bin", "x.ckpt", "x.pkl"):
+        (tmp_path / name).write_bytes(b"\x80\x02}.")
+        with pytest.raises(ValueError, match=re.escape(command.format(tmp_path / name))):
+            checkpoint.load_variables(str(tmp_path / name))
+    save_file({"blocks.0.norm1.weight": np.ones(2, np.float32)}, str(tmp_path / "t.safetensors"))
+    with pytest.raises(ValueError, match="blocks.0.norm1.weight and the like.*convert it first"):
+        checkpoint.load_variables(str(tmp_path / "t.safetensors"))
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(ValueError, match="x.onnx cannot be read: this is an ONNX graph"):
+        checkpoint.load_variables(str(tmp_path / "x.onnx"))
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="downloaded is a folder without a run's"):
+        checkpoint.load_variables(str(folder))
+    save_file({"a.b": np.ones(2, np.float32)}, str(folder / "model.safetensors"))
+    with pytest.raises(FileNotFoundError, match="convert the file in it, .*/model.safetensors"):
+        checkpoint.load_variables(str(folder))
+
+
+def test_bfloat16_of_a_file_is_widened(tmp_path):
+    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    save_file({"norm/scale": values}, str(tmp_path / "x.safetensors"))
+    loaded = checkpoint.load_variables(str(tmp_path / "x.safetensors"))["norm/scale"]
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, [1.5, -2.0])
 
 
 def test_a_broken_step_that_is_named_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from beit_jax.checkpoint import flatten, unflatten
-from beit_jax.convert import beit3_tables, engine, tables
+from beit_jax.convert import beit3_tables, engine, layouts, tables
 
 __all__ = ["FORMATS", "flatten", "get_format", "to_ours", "to_reference", "unflatten"]
 
@@ -21,43 +21,46 @@ _HUGGINGFACE_REFUSED = (
 
 FORMATS = {
     "microsoft": engine.Format(
-        tables.VIT, tables.VIT_IGNORED, statistics=tables.VIT_STATISTICS
+        tables.VIT, layouts.VIT, tables.VIT_IGNORED, statistics=tables.VIT_STATISTICS
     ),
     "timm": engine.Format(
-        tables.VIT, tables.VIT_IGNORED, expand_shared_table=True, refused=_TIMM_REFUSED,
-        statistics=tables.VIT_STATISTICS
+        tables.VIT, layouts.VIT, tables.VIT_IGNORED, expand_shared_table=True,
+        refused=_TIMM_REFUSED, statistics=tables.VIT_STATISTICS
     ),
     "huggingface": engine.Format(
-        tables.HUGGINGFACE, tables.VIT_IGNORED, refused=_HUGGINGFACE_REFUSED
+        tables.HUGGINGFACE, layouts.VIT, tables.VIT_IGNORED, refused=_HUGGINGFACE_REFUSED,
+        # the same network, pre-trained otherwise
+        renamed=((r"data2vec_vision\.", "beit."),)
     ),
-    "dalle": engine.Format(tables.DALLE),
+    "dalle": engine.Format(tables.DALLE, layouts.DALLE),
     "vqkd": engine.Format(
-        tables.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state,
+        tables.VQKD, layouts.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state,
         statistics=tables.ALWAYS_HALF  # the published process type, 2 x - 1
     ),
-    "mae": engine.Format(tables.MAE, statistics=tables.ALWAYS_IMAGENET),
+    "mae": engine.Format(tables.MAE, layouts.MAE, statistics=tables.ALWAYS_IMAGENET),
     "dino": engine.Format(
-        tables.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        tables.DINO, layouts.DINO, tables.DINO_IGNORED, prefix=r"(module\.)?(backbone\.)?",
         statistics=tables.DINO_STATISTICS
     ),
     "dinov2": engine.Format(
-        tables.DINOV2, tables.DINOV2_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        tables.DINOV2, layouts.DINOV2, tables.DINOV2_IGNORED, prefix=r"(module\.)?(backbone\.)?",
         dead_state=tables.dinov2_dead_state, statistics=tables.ALWAYS_IMAGENET
     ),
     "resnet50": engine.Format(
-        tables.RESNET, tables.RESNET_IGNORED, prefix=r"(module\.)?(backbone\.)?",
+        tables.RESNET, layouts.RESNET, tables.RESNET_IGNORED, prefix=r"(module\.)?(backbone\.)?",
         statistics=tables.ALWAYS_IMAGENET
     ),
     "clip": engine.Format(
-        tables.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.", outside="not of the image tower",
-        statistics=((r"", tables.STATISTICS["clip"]),)
+        tables.CLIP, layouts.CLIP, tables.CLIP_IGNORED, prefix=r"visual\.",
+        outside="not of the image tower", statistics=((r"", tables.STATISTICS["clip"]),)
     ),
     "beit3": engine.Format(
-        beit3_tables.WITH_HEADS, refused=beit3_tables.REFUSED, statistics=beit3_tables.STATISTICS
+        beit3_tables.WITH_HEADS, layouts.BEIT3, refused=beit3_tables.REFUSED,
+        statistics=beit3_tables.STATISTICS
     ),
-    "torchscale": engine.Format(beit3_tables.BACKBONE, refused=beit3_tables.REFUSED),
+    "torchscale": engine.Format(beit3_tables.BACKBONE, layouts.BEIT3, refused=beit3_tables.REFUSED),
     "timm_beit3": engine.Format(
-        beit3_tables.TIMM, refused=beit3_tables.REFUSED,
+        beit3_tables.TIMM, layouts.BEIT3, refused=beit3_tables.REFUSED,
         left_behind=beit3_tables.TIMM_LEFT_BEHIND, statistics=beit3_tables.STATISTICS
     ),
 }

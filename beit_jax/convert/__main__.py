@@ -5,6 +5,7 @@ workdir (or a file of ours) into the other framework's. Every array must find it
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,8 @@ import sys
 import numpy as np
 
 from beit_jax import checkpoint, convert
-from beit_jax.convert import engine, files, huggingface, tables
+from beit_jax.convert import engine, files, huggingface, layouts, tables
+from beit_jax.lazy_array import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="FILE",
                         help=".npz or .safetensors; with --reverse also .pth")  # fmt: skip
     parser.add_argument("--reverse", action="store_true", help="from ours to the other framework")
-    parser.add_argument("--drop", action="append", default=[], metavar="REGEX",
+    parser.add_argument("--drop", action="append", default=[], metavar="REGEX", type=_regex,
                         help="leave out input arrays whose whole name matches")  # fmt: skip
     parser.add_argument("--num_heads", type=int, default=0,
                         help="huggingface, --reverse: if no table tells")  # fmt: skip
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(arguments) if arguments.reverse else import_(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()), 2000)}", file=sys.stderr)
         return 1
     return 0
 
@@ -52,19 +54,29 @@ def import_(arguments) -> None:
         raise ValueError(f"--output={arguments.output}: we read .npz and .safetensors; name it so")
     if len(arguments.input) > 1 and arguments.source != "dalle":
         raise ValueError(f"--input names {len(arguments.input)} files; {arguments.source} has one")
-    reference = {}
-    for path in arguments.input:
-        arrays = files.read(path)
-        if arguments.source == "dalle":
-            arrays = _with_part(path, arrays)
-        reference |= arrays
-    fmt = convert.get_format(arguments.source)
-    # what is dropped tells of the rest, too
-    record = engine.record_of(reference, arguments.source, fmt,
-                              tables.STATISTICS.get(arguments.statistics))
-    reference = _drop(reference, arguments.drop)
-    ours, report = engine.import_arrays(reference, fmt)
-    files.write(arguments.output, ours, record=record)
+    with contextlib.ExitStack() as stack:
+        reference = {}
+        for path in arguments.input:
+            arrays = stack.enter_context(files.opened(path))
+            if arguments.source == "dalle":
+                arrays = _with_part(path, arrays)
+            reference |= arrays
+        fmt = convert.get_format(arguments.source)
+        kept = _drop(reference, arguments.drop)
+        prefix = engine.common_prefix(kept, fmt)
+        if prefix:
+            print(f"all names stand behind {prefix!r}: read without it")
+            rest = [regex for regex in arguments.drop  # what meant the full names has had its say
+                    if not any(map(regex.fullmatch, reference))]
+            reference, kept = ({name.removeprefix(prefix): value for name, value in arrays.items()}
+                               for arrays in (reference, kept))
+            kept = _drop(kept, rest)
+        # what is dropped tells of the rest, too
+        record = engine.record_of(reference, arguments.source, fmt,
+                                  tables.STATISTICS.get(arguments.statistics))
+        ours, report = engine.plan_import(kept, fmt)
+        layouts.check(ours, fmt.layout, engine.targets(reference.keys() - kept.keys(), fmt))
+        files.write(arguments.output, ours, record=record)
     _tell(report, ours, arguments.output)
     _tell_statistics(record)
 
@@ -77,26 +89,50 @@ def export(arguments) -> None:
         raise ValueError("--statistics belongs to an import: other programs' files have no place "
                          "for them")
     is_vqkd = arguments.source == "vqkd"  # its codebook is no parameter
+    folder = os.path.dirname(os.path.abspath(arguments.output))
+    if arguments.source == "huggingface":
+        _check_no_config_is_lost(folder)
     ours = checkpoint.load_variables(arguments.input[0], collections=is_vqkd)
-    ours = _drop(ours, arguments.drop)
-    reference, report = engine.export_arrays(ours, convert.get_format(arguments.source))
+    kept, fmt = _drop(ours, arguments.drop), convert.get_format(arguments.source)
+    reference, report = engine.plan_export(kept, fmt)
+    layouts.check(kept, fmt.layout, ours.keys() - kept.keys())
+    config = None
+    if arguments.source == "huggingface":
+        config = huggingface.config_of(kept, arguments.num_heads)
     if arguments.source == "dalle":
         _write_parts(arguments.output, reference)
     else:
         nest = "model" if arguments.source in ("microsoft", "vqkd") else ""
         files.write(arguments.output, reference, nest)
-    if arguments.source == "huggingface":
-        path = os.path.join(os.path.dirname(arguments.output), "config.json")
-        config = huggingface.config_of(ours, arguments.num_heads)
+    if config is not None:
+        path = os.path.join(folder, "config.json")
         with open(path, "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
         print(f"wrote {path} (layer_norm_eps {huggingface.LAYER_NORM_EPS}, as trained)")
     _tell(report, reference, arguments.output)
 
 
+def _check_no_config_is_lost(folder: str) -> None:
+    """Raises ValueError where the config.json of an export would take the place of another's."""
+    path = os.path.join(folder, "config.json")
+    is_workdir = any(os.path.exists(os.path.join(folder, name))
+                     for name in ("checkpoints", "metrics.jsonl", "result.json"))
+    try:
+        with open(path, encoding="utf-8") as file:
+            is_theirs = json.load(file)["model_type"] == "beit"
+    except FileNotFoundError:
+        is_theirs = True
+    except (ValueError, LookupError, TypeError, RecursionError):
+        is_theirs = False
+    if is_workdir or not is_theirs:
+        what = "is a run's workdir" if is_workdir else "holds a config.json of something else"
+        raise ValueError(f"{folder} {what}, and the export writes a config.json of its own: name "
+                         "another folder in --output")
+
+
 def _with_part(path: str, arrays: dict) -> dict:
     """DALL-E's two files have equal names: the first layer's shape says which one it is."""
-    if "blocks.input.w" not in arrays:
+    if "blocks.input.w" not in arrays or len(arrays["blocks.input.w"].shape) != 4:
         raise ValueError(f"{path} has no blocks.input.w: neither encoder nor decoder of DALL-E")
     part = "encoder" if arrays["blocks.input.w"].shape[-1] > 1 else "decoder"
     return {f"{part}/{name}": value for name, value in arrays.items()}
@@ -113,9 +149,16 @@ def _write_parts(path: str, reference: dict) -> None:
         print(f"wrote {part} to {where}")
 
 
-def _drop(arrays: dict, patterns: list[str]) -> dict:
-    kept = {k: v for k, v in arrays.items() if not any(re.fullmatch(p, k) for p in patterns)}
-    if patterns:
+def _regex(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+def _drop(arrays: dict, patterns: list[re.Pattern]) -> dict:
+    kept = {k: v for k, v in arrays.items() if not any(p.fullmatch(k) for p in patterns)}
+    if patterns and len(kept) < len(arrays):
         print(f"dropped {len(arrays) - len(kept)} arrays by --drop")
     return kept
 

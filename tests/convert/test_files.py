@@ -3,16 +3,21 @@ torch reads them."""
 
 import io
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from beit_jax.convert import files, pickled
+from beit_jax import checkpoint, convert
+from beit_jax.convert import engine, files, pickled
 from beit_jax.convert.__main__ import main
+from beit_jax.lazy_array import LazyArray
 
 ARRAYS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -102,6 +107,29 @@ def test_transposed_arrays_survive_safetensors(tmp_path):
     path = str(tmp_path / "x.safetensors")
     files.write(path, {"a": ARRAYS["a.weight"].T})
     np.testing.assert_array_equal(files.read(path)["a"], ARRAYS["a.weight"].T)
+
+
+def test_other_readers_find_what_is_written(tmp_path):
+    files.write(str(tmp_path / "x.npz"), ARRAYS)
+    files.write(str(tmp_path / "x.safetensors"), ARRAYS)
+    with np.load(tmp_path / "x.npz") as back:
+        found = {name: back[name] for name in back.files}
+    for made in (found, load_file(str(tmp_path / "x.safetensors"))):
+        assert made.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert made[name].dtype == array.dtype
+            np.testing.assert_array_equal(made[name], array)
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
+    def fail():
+        raise ValueError("damaged")
+
+    lazy = LazyArray((2,), np.dtype(np.float32), fail)
+    for suffix in (".npz", ".safetensors", ".pth"):
+        with pytest.raises(ValueError, match="damaged"):
+            files.write(str(tmp_path / f"x{suffix}"), {"a": ARRAYS["half"], "b": lazy})
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("nest", ["model", "module", "state_dict"])
@@ -208,9 +236,73 @@ def test_damaged_files_give_one_clear_line(tmp_path, suffix):
 
 def test_other_suffixes_and_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown kind of file '.h5'; known: .npz"):
-        files.read("weights.h5")
+        files.write("weights.h5", ARRAYS)
     with pytest.raises(FileNotFoundError, match="x.npz does not exist"):
         files.read(str(tmp_path / "x.npz"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no file"):
+        files.read(str(tmp_path / "pipe"))
+    files.write(str(tmp_path / "w.safetensors"), ARRAYS)
+    with pytest.raises(ValueError, match="is a folder: name a file in it, such as w.safetensors"):
+        files.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+def test_a_file_is_known_by_its_content_not_its_suffix(tmp_path, suffix):
+    files.write(str(tmp_path / f"x{suffix}"), ARRAYS)
+    for other in (".npz", ".safetensors", ".pth", ".ckpt", ""):
+        renamed = tmp_path / f"renamed{other}"
+        renamed.write_bytes((tmp_path / f"x{suffix}").read_bytes())
+        assert files.read(str(renamed)).keys() == ARRAYS.keys()
+
+
+FLOATS = np.array([1.0, -2.5, 3e-6, 65504.0, 0.0, -0.0, np.inf, 2.0**-24], np.float32)
+
+
+@pytest.mark.parametrize("dtype, suffix", [
+    (dtype, suffix) for dtype in ("float16", "bfloat16", "float32", "float64")
+    for suffix in (".npz", ".safetensors", ".pth", "stream")
+    if (dtype, suffix) != ("bfloat16", ".npz")])  # numpy has none: refused, see below
+def test_every_float_type_is_read_exactly_from_every_format(tmp_path, dtype, suffix):
+    values = FLOATS.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    kinds = {"float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "float64": "Double"}
+    kept = Storage("0", values, f"{kinds[dtype]}Storage")
+    path = str(tmp_path / f"x{suffix}")
+    if suffix == ".safetensors":
+        save_file({"norm.weight": values}, path)
+    elif suffix == ".npz":
+        np.savez(path, **{"norm.weight": values})
+    elif suffix == ".pth":
+        write_zip(path, dump({"norm.weight": Tensor(kept, (8,), (1,))}), k0=values.tobytes())
+    else:
+        write_stream(pathlib.Path(path), {"norm.weight": Tensor(kept, (8,), (1,))}, [kept])
+    back = files.read(path)["norm.weight"]
+    assert back.dtype == ("float32" if dtype == "bfloat16" else dtype)
+    np.testing.assert_array_equal(back, values.astype(np.float64))
+    for name in ("ours.npz", "ours.safetensors"):
+        ours, _ = engine.plan_import({"norm.weight": back}, convert.get_format("microsoft"))
+        files.write(str(tmp_path / name), ours)
+        loaded = checkpoint.load_variables(str(tmp_path / name))["norm/scale"]
+        assert loaded.dtype == ("float64" if dtype == "float64" else "float32")
+        np.testing.assert_array_equal(loaded, values.astype(np.float64))
+
+
+@pytest.mark.parametrize("other", ["int64", "bool", "complex64", "bfloat16"])
+def test_arrays_of_other_types_are_refused_by_name(tmp_path, other):
+    values = np.ones(4, ml_dtypes.bfloat16 if other == "bfloat16" else other)
+    np.savez(tmp_path / "x.npz", **{"norm.weight": values})
+    with pytest.raises(ValueError, match="norm.weight (holds numbers of|is of) type"):
+        convert.to_ours(files.read(str(tmp_path / "x.npz")), "microsoft")
+    if other in ("complex64", "bfloat16"):
+        with pytest.raises(ValueError, match=f"norm: an array of type {other} cannot be written"):
+            files.write(str(tmp_path / "y.npz"), {"norm": values})
+        assert not list(tmp_path.glob("y.npz*"))
+
+
+def test_an_eight_bit_float_is_refused_by_name(tmp_path):
+    save_file({"norm.weight": np.ones(4, ml_dtypes.float8_e4m3fn)}, str(tmp_path / "x.safetensors"))
+    with pytest.raises(ValueError, match="norm.weight is of type F8_E4M3, which is not supported"):
+        files.read(str(tmp_path / "x.safetensors"))
 
 
 def toy_vit() -> dict:
@@ -219,12 +311,30 @@ def toy_vit() -> dict:
     shapes = {
         "cls_token": (1, 1, 64), "patch_embed.proj.weight": (64, 3, 8, 8),
         "patch_embed.proj.bias": (64,), "pos_embed": (1, 17, 64),
-        "blocks.0.norm1.weight": (64,), "blocks.0.attn.qkv.weight": (192, 64),
-        "blocks.0.attn.relative_position_index": (17, 17),
-        "blocks.0.mlp.fc1.weight": (256, 64), "fc_norm.weight": (64,),
+        "blocks.0.norm1.weight": (64,), "blocks.0.norm1.bias": (64,),
+        "blocks.0.norm2.weight": (64,), "blocks.0.norm2.bias": (64,),
+        "blocks.0.attn.qkv.weight": (192, 64), "blocks.0.attn.relative_position_index": (17, 17),
+        "blocks.0.attn.proj.weight": (64, 64), "blocks.0.attn.proj.bias": (64,),
+        "blocks.0.mlp.fc1.weight": (256, 64), "blocks.0.mlp.fc1.bias": (256,),
+        "blocks.0.mlp.fc2.weight": (64, 256), "blocks.0.mlp.fc2.bias": (64,),
+        "fc_norm.weight": (64,), "fc_norm.bias": (64,),
         "head.weight": (10, 64), "head.bias": (10,),
     }  # fmt: skip
     return {k: random.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
+
+
+def toy_dvae(channels_in: int, width: int, channels_out: int) -> dict:
+    """One network of a dVAE of one group of one block, under the original names."""
+    sizes = {"input": (width, channels_in, 3 if channels_in == 3 else 1),
+             "group_1.block_1.res_path.conv_1": (2, width, 3),
+             "group_1.block_1.res_path.conv_2": (2 * width, 2, 1),
+             "group_1.block_1.id_path": (2 * width, width, 1),
+             "output.conv": (channels_out, 2 * width, 1)}
+    random, arrays = np.random.RandomState(0), {}
+    for name, (n, c, k) in sizes.items():
+        arrays[f"blocks.{name}.w"] = random.standard_normal((n, c, k, k)).astype(np.float32)
+        arrays[f"blocks.{name}.b"] = random.standard_normal(n).astype(np.float32)
+    return arrays
 
 
 @pytest.mark.parametrize("source, back", [("microsoft", "back.pth"), ("timm", "model.safetensors")])
@@ -234,7 +344,7 @@ def test_command_line_there_and_back_is_exact(tmp_path, capsys, source, back):
     assert main(["--source", source, "--input", original, "--output", ours]) == 0
     out = capsys.readouterr().out
     assert "ignored blocks.0.attn.relative_position_index: follows from the patch grid" in out
-    assert "used 10 arrays, ignored 1; wrote 10 arrays" in out
+    assert "used 19 arrays, ignored 1; wrote 19 arrays" in out
     assert main(["--source", source, "--input", ours, "--output", again, "--reverse"]) == 0
     expected = {k: v for k, v in toy_vit().items() if "index" not in k}
     made = files.read(again)
@@ -252,22 +362,51 @@ def test_command_line_writes_a_hugging_face_config(tmp_path):
     assert '"layer_norm_eps": 1e-06' in (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.parametrize("there, message", [
+    ({"checkpoints/1/x": ""}, "is a run's workdir"), ({"metrics.jsonl": ""}, "is a run's workdir"),
+    ({"config.json": '{"task": "classify"}'}, "config.json of something else"),
+    ({"config.json": "[["}, "config.json of something else"),
+    ({"config.json": '{"model_type": "beit"}'}, None),
+])  # fmt: skip
+def test_an_export_never_takes_the_place_of_a_runs_config(tmp_path, capsys, there, message):
+    ours = str(tmp_path / "ours.npz")
+    files.write(ours, convert.to_ours(toy_vit(), "microsoft"))
+    for name, content in there.items():
+        path = tmp_path / "to" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    arguments = ["--reverse", "--source", "huggingface", "--input", ours, "--output",
+                 str(tmp_path / "to" / "model.safetensors")]
+    assert main(arguments) == (1 if message else 0)
+    if message:
+        assert message in capsys.readouterr().err
+        for name, content in there.items():
+            assert (tmp_path / "to" / name).read_text() == content
+        assert not (tmp_path / "to" / "model.safetensors").exists()
+
+
+def test_an_expression_that_is_none_is_a_wrong_command_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--source", "timm", "--input", "x.pth", "--output", "x.npz", "--drop", "["])
+    assert ended.value.code == 2
+    assert "'[' is no regular expression: unterminated" in capsys.readouterr().err
+
+
 def test_command_line_tells_encoder_and_decoder_apart_and_writes_both(tmp_path):
-    parts = {
-        "encoder": {"blocks.input.w": np.ones((8, 3, 7, 7), np.float32)},
-        "decoder": {"blocks.input.w": np.zeros((4, 16, 1, 1), np.float32)},
-    }
+    parts = {"encoder": toy_dvae(3, 8, 5), "decoder": toy_dvae(5, 4, 6)}
     paths = [str(tmp_path / f"{part}.pth") for part in ("decoder", "encoder")]
     for path, part in zip(paths, ("decoder", "encoder")):
         files.write(path, parts[part])
     ours = str(tmp_path / "ours.npz")
     assert main(["--source", "dalle", "--input", *paths, "--output", ours]) == 0
-    assert files.read(ours).keys() == {"encoder/blocks/input/w", "decoder/blocks/input/w"}
+    assert "encoder/blocks/group_1/block_1/id_path/w" in files.read(ours)
     again = str(tmp_path / "again.pth")
     assert main(["--source", "dalle", "--input", ours, "--output", again, "--reverse"]) == 0
     for part, expected in parts.items():
         made = files.read(str(tmp_path / f"again_{part}.pth"))
-        np.testing.assert_array_equal(made["blocks.input.w"], expected["blocks.input.w"])
+        assert made.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(made[name], value)
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,6 +1,7 @@
 """Files made to hurt: nothing but a file's own bytes comes out of it, nothing hangs or swells."""
 
 import io
+import json
 import pickle
 import struct
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from test_files import Storage, Tensor, write_stream, write_zip
 
+from beit_jax import checkpoint
 from beit_jax.convert import files, pickled, program
 
 VALUES = np.arange(12, dtype=np.float32)
@@ -184,6 +186,103 @@ def test_archives_are_neither_unpacked_nor_read_twice(tmp_path):
                 setattr(entry, field, getattr(first, field))
             archive.filelist.append(entry)
     assert "more numbers than the file" in refused(tmp_path / "shared.pth")
+
+
+def safetensors(header: bytes, size: int = 8) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def entry(**changes) -> bytes:
+    fields = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
+    return json.dumps({"a": fields}).encode()
+
+
+@pytest.mark.parametrize("content", {
+    "a_header_longer_than_the_file": struct.pack("<Q", 2**39) + b"{}",
+    "no_json": safetensors(b"{nothing", 0), "no_object": safetensors(b"{} ,", 0),
+    "an_entry_that_is_a_list": safetensors(b'{"a":[]}', 0), "nothing": safetensors(b"{}", 0),
+    "deep": safetensors(b'{"a":' + b"[" * 100_000, 0),
+    "more_numbers_than_bytes": safetensors(entry(shape=[3])),
+    "fewer_bytes_than_announced": safetensors(entry(), 4),
+    "more_bytes_than_announced": safetensors(entry(), 12),
+    "a_gap": safetensors(entry(data_offsets=[4, 12]), 12),
+    "lies_outside": safetensors(entry(data_offsets=[2**40, 2**40 + 8])),
+    "upon_each_other": safetensors(entry()[:-1] + b"," + entry().replace(b'"a"', b'"b"')[1:]),
+    "one_name_twice": safetensors(entry()[:-1] + b"," + entry()[1:]),
+    "negative": safetensors(entry(shape=[-2])), "a_float": safetensors(entry(shape=[2.0])),
+    "true": safetensors(entry(shape=[True, 2])), "vast": safetensors(entry(shape=[2**30] * 4)),
+    "overflow": safetensors(entry(shape=[2**32, 2**32, 2])), "no_place": safetensors(entry(
+        data_offsets=None)), "of_text": safetensors(entry(dtype="\x1b[2J")),
+    "an_escape": safetensors(b'{"\\u001b[2J":{}}', 0),
+    "half_a_sign": safetensors(b'{"\xff":{}}', 0),
+}.items(), ids=lambda item: item[0])
+def test_hostile_safetensors_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content[1])
+    refused(tmp_path / "x.safetensors")
+
+
+def npy(header: bytes, size: int = 8, version: int = 1) -> bytes:
+    length = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + bytes(size)
+
+
+def npy_header(descr="'<f4'", order="False", shape="(2,)") -> bytes:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
+
+
+@pytest.mark.parametrize("content", {
+    "vast": npy(npy_header(shape="(1099511627776,)")), "negative": npy(npy_header(shape="(-2,)")),
+    "a_call": npy(npy_header(shape="exit()")), "objects": npy(npy_header(descr="'|O'")),
+    "records": npy(npy_header(descr="[('a', '<f4')]")), "text": npy(npy_header(descr="'<U4'")),
+    "bfloat16": npy(npy_header(descr="'|V2'")), "no_header": npy(b"{"), "no_array": b"nothing",
+    "true": npy(npy_header(shape="(True, 2)")), "order": npy(npy_header(order="0")),
+    "deep": npy(b"(" * 9000), "a_header_without_end": b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+    "cut_off": npy(npy_header(), 4), "too_long": npy(npy_header(), 12), "empty": b"",
+}.items(), ids=lambda item: item[0])
+def test_hostile_npz_are_refused_in_one_line(tmp_path, content):
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+            archive.writestr("a.npy", content[1])
+        refused(tmp_path / "x.npz")
+
+
+def test_npz_are_not_unpacked_beyond_measure_nor_read_twice(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(10_000_000, np.float32))
+    assert "unpacks to 40," in refused(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "small.npz", a=np.zeros(1000, np.float32))
+    assert not files.read(str(tmp_path / "small.npz"))["a"].any()
+    with zipfile.ZipFile(tmp_path / "shared.npz", "w") as archive:
+        archive.writestr("a.npy", npy(npy_header()))
+        for name in "bcdefgh":
+            copied = zipfile.ZipInfo(f"{name}.npy")
+            for field in ("header_offset", "CRC", "compress_size", "file_size"):
+                setattr(copied, field, getattr(archive.filelist[0], field))
+            archive.filelist.append(copied)
+    refused(tmp_path / "shared.npz")
+
+
+NO_WEIGHTS = {
+    "is a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+    "is a web page": b"\n<!DOCTYPE html>\n<html><head>", "is a text in JSON": b'{"error": "gone"}',
+    "is a packed file": b"\x1f\x8b\x08" + bytes(20), "is an HDF5 file": b"\x89HDF\r\n\x1a\n",
+    "is an ONNX graph": b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "is empty": b"",
+    "is a single array": npy(npy_header()), "is no file of weights": b"weights",
+    "of neither torch nor numpy": None, "is a tar": bytes(257) + b"ustar",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NO_WEIGHTS)
+@pytest.mark.parametrize("suffix", ["pth", "npz", "safetensors"])
+def test_what_is_no_file_of_weights_is_called_by_its_name(tmp_path, what, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if NO_WEIGHTS[what] is None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("word/document.xml", "<a/>")
+    else:
+        path.write_bytes(NO_WEIGHTS[what])
+    assert what in refused(path)
+    with pytest.raises(ValueError, match=f"x.{suffix}.*{what}"):
+        checkpoint.load_variables(str(path))
 
 
 def test_damage_inside_a_tensor_is_noticed(tmp_path):
