@@ -56,7 +56,13 @@ def test_pretraining_has_the_numbers_of_table_11():
     assert (config.target.image_px // 16) ** 2 == (224 // 14) ** 2 and config.data.target_px == 256
     assert (config.mask.image.num_masked, config.mask.text.rate, config.mask.pair.rate) == (
         102, 0.15, 0.5)
-    assert get_config("pretrain").mask.image.num_masked == 78
+    # the view of 256 px is resampled as the model's own; base has one view for both
+    assert config.data.target_filter == config.data.interpolation == "bicubic"
+    base = get_config("pretrain")
+    assert base.mask.image.num_masked == 78 and base.data.target_px == 0
+    # ImageNet-21k, for which there is no TFDS name, not ImageNet-1k
+    assert {name: stream.name for name, stream in streams.items()} == {
+        "images": "folder", "texts": "documents", "pairs": "pairs"}
 
 
 def test_the_giant_takes_a_tokenizer_that_was_trained_at_224_px():
@@ -125,6 +131,16 @@ def test_uses_have_the_published_numbers(name, expected):
     assert (config.data.crop_scale == (0.5, 1.0)) == has_text
     assert config.data.text_length == {"finetune": 0, "captioning": 32}.get(name[0], 64)
     assert (config.data.randaugment == "vl-m7") == (name[0] in ("vqa", "captioning"))
+
+
+@pytest.mark.parametrize(("name", "split", "metric"), [
+    ("vqa", "holdout", "accuracy"), ("nlvr2", "dev", "accuracy"), ("captioning", "val", "CIDEr-D"),
+    ("retrieval", "val", "mean")])
+def test_the_best_step_is_chosen_on_validation_not_on_test(name, split, metric):
+    for variant in VARIANTS[name]:
+        config = get_config(name, variant)
+        assert (config.data.eval_split, config.checkpoint.keep_best) == (split, metric)
+        assert config.eval.every_epochs == 1.0 or config.eval.every_steps == 1_600
 
 
 def test_captioning_has_the_published_numbers():

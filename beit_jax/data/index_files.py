@@ -14,6 +14,7 @@ from beit_jax.data.nlvr2 import Statement
 from beit_jax.data.text_ops import Tokenizer
 from beit_jax.data.vqa import Question
 
+_MOST_CLASSES = 1_000_000  # a label beyond is a slip, and would make as many names of classes
 # the first of these keys that a line has tells its kind
 _TELLING = {"image2_path": "statements", "qid": "questions", "text_segment": "captions",
             "label": "labels"}
@@ -116,7 +117,7 @@ class _File:
     def has_label(self, label) -> bool:
         """Whether there is such a label. True and False are none."""
         return (isinstance(label, int) and not isinstance(label, bool)
-                and 0 <= label < (self.num_labels or label + 1))
+                and 0 <= label < (self.num_labels or _MOST_CLASSES))
 
     def several(self, where: str, entry: dict, key: str) -> list:
         """entry[key], a list; [] where it is null or not there. Raises: Defect: something else."""
@@ -203,7 +204,7 @@ def _labels(file: _File) -> Iterator[tuple[Labelled, list[list[int]]]]:
         with annotations.noting(file.defects):
             name = file.field(where, entry, "image_path", "name")
             label = file.field(where, entry, "label")
-            last = f", 0 to {file.num_labels - 1}" if file.num_labels else ""
+            last = f", 0 to {(file.num_labels or _MOST_CLASSES) - 1}"
             is_right = file.is_right(
                 where, None if file.has_label(label) else
                 f"label {annotations.short(label)} is no number of a class{last}")

@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     config.loss = dict(label_smoothing=0.1)
     config.augment = dict(
         random_erasing=0.25, mixup=0.8, cutmix=1.0, switch_probability=0.5,
-        group_size=128,  # ours: one draw for so many images
+        group_size=128,  # published: 8 devices with 128 images each, of which each draws once
     )
     config.optim.update(
         learning_rate=run["learning_rate"], min_learning_rate=1e-6, warmup_epochs=5.0,

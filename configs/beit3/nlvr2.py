@@ -6,8 +6,10 @@ python -m beit_jax.main --config configs/beit3/nlvr2.py:base --workdir runs/nlvr
 
 Variants and what was published (dev / test-P): base 83.6 / 84.4, base_indomain 84.6 / 85.3, large
 88.5 / 89.4, large_indomain 89.2 / 90.0 (indomain: pre-training went on with pairs of COCO and
-Visual Genome), giant 91.51 / 92.58. Chance is about 50 %. The public test is
---config.data.eval_split=test1 --evaluate.
+Visual Genome), giant 91.51 / 92.58. Chance is about 50 %. The step with the best accuracy on dev
+stays in checkpoints/ beside the last two (metrics.jsonl tells which it is). The public test:
+another workdir, --config.init.checkpoint=runs/nlvr2/checkpoints/STEP --evaluate
+--config.data.eval_split=test1.
 Source: microsoft/unilm beit3/get_started; BEiT-3 (arXiv 2208.10442), Table 12.
 """
 
@@ -41,4 +43,5 @@ def get_config(variant: str = ""):
         weight_decay=run["weight_decay"], b1=0.9, b2=0.999, layer_decay=run["layer_decay"])
     config.init.update(common.FROM_BEIT3, allow_missing=(r"^head/",))
     config.eval.every_epochs = 1.0
+    config.checkpoint.keep_best = "accuracy"  # as the original
     return common.shrink(config) if smoke else config

@@ -6,8 +6,9 @@ python -m beit_jax.main --config configs/beit3/retrieval.py:coco_base --workdir 
 
 data.annotations is Karpathy's file, data.path the folder of its images. Measured are recall at 1,
 5 and 10 both ways, for COCO also as the mean of five folds of 1,000 images ("1k_"); the step with
-the best mean of the six on the validation split is kept. The test split: the same command with
---evaluate --config.data.eval_split=test.
+the best mean of the six on the validation split stays in checkpoints/ beside the last two
+(metrics.jsonl tells which it is). The test split: another workdir,
+--config.init.checkpoint=runs/retrieval/checkpoints/STEP --evaluate --config.data.eval_split=test.
 Variants and what was published (R@1, image to text / text to image): coco_base 79.1 / 61.4,
 coco_large 82.1 / 63.4, f30k_base 96.3 / 86.2, f30k_large 97.2 / 88.1; coco_giant 84.8 / 67.2,
 f30k_giant 98.0 / 90.3 (Table 14, 420 px).

@@ -6,12 +6,16 @@ python -m beit_jax.main --config configs/beit3/vqa.py:base --workdir runs/vqa \
     --config.data.annotations='v2_mscoco_{split}_annotations.json' --config.data.path=coco
 
 Training takes train and val but 1,000 images, which are the split "holdout" (drawn by a fixed
-seed; the original's were drawn anew each time). For the test server: the same command with
---evaluate --config.data.eval_split=test-dev2015 writes predictions/validation/answers.json in the
-workdir. config.data.answers names a list of answers; without one it is made of the annotations.
+seed; the original's were drawn anew each time). The step with the best accuracy on them stays in
+checkpoints/ beside the last two (metrics.jsonl tells which it is). For the test server: another
+workdir, --config.init.checkpoint=runs/vqa/checkpoints/STEP --evaluate
+--config.data.eval_split=test-dev2015 write predictions/validation/answers.json there.
+config.data.answers names a list of answers; without one it is made of the annotations. Questions of
+your own: docs/data.md, "Texts, captions, questions" (data.image_pattern, answers_min_count).
 Variants and what was published (test-dev / test-std): base 77.65, large 81.85 (480 px), large_768
 82.97 / 83.03 (with questions of Visual Genome added), giant 84.19 / 84.03 (756 px).
-The giant's RandAugment and length of questions are not published: as those of base.
+Of the giant RandAugment, length of questions and rate of the head are not published: the first two
+are base's, the head's rate is that of all other layers (Table 12 has no other, layer decay 1.0).
 Source: microsoft/unilm beit3/get_started; BEiT-3 (arXiv 2208.10442), Table 12.
 """
 
@@ -46,4 +50,5 @@ def get_config(variant: str = ""):
     config.init.update(common.FROM_BEIT3, allow_missing=(r"^pooler/", r"^head/"),
                        allow_unused=(*common.FROM_BEIT3["allow_unused"], r"^layer_norm/"))
     config.eval.every_epochs = 1.0
+    config.checkpoint.keep_best = "accuracy"  # as the original
     return common.shrink(config) if smoke else config

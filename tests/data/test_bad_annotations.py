@@ -117,6 +117,8 @@ CASES = [  # reader, change of the second entry, message
         ({"labels": [True], "scores": [1.0]}, "label True is none of"),
         ({"labels": [0], "scores": ["1"]}, "score '1' is no number"),
         ({"labels": [0], "scores": [NAN]}, "score nan is no number"))],
+    (index, {"image_path": "b.jpg", "label": 2**40}, "label 1099511627776 is no number of a class"),
+    (index, {"image_path": "b.jpg", "label": True}, "label True is no number of a class"),
     (index, {"image2_path": [], "identifier": 1}, r"line 2: 'image2_path' is \[\], not a name"),
 ]
 
@@ -127,6 +129,8 @@ def entries_of(reader, change):
     if "qid" in change:
         entries = [entry | {"qid": i, "labels": [0], "scores": [1.0]}
                    for i, entry in enumerate(entries)]
+    if "label" in change and reader is index:
+        entries = [{"image_path": "a.jpg", "label": 0}, {}]
     if "image2_path" in change:
         entries = [entry | {"image2_path": "b.jpg", "identifier": i, "label": 1}
                    for i, entry in enumerate(entries)]
