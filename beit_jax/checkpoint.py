@@ -410,8 +410,8 @@ def recorded(path: str) -> dict[str, Any]:
     if where.is_file():
         record = _metadata(where).get(RECORD)
         return _record(record, where) if isinstance(record, str) else {}
-    folder = where if (where / "checkpoints").is_dir() else where.parent.parent
-    file = folder / "config.json"
+    is_step = where.name.isdigit() and where.parent.name == "checkpoints"
+    file = (where.parent.parent if is_step else where) / "config.json"
     return _record(file.read_bytes(), file) if file.exists() else {}
 
 
