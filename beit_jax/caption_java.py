@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
+NAMES = ("METEOR",)  # of `scores`
+
 
 def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> dict[str, float]:
     """{"METEOR": in [0, 1]} of one caption for each image; {} where the package or Java lacks.

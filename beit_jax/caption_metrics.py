@@ -14,6 +14,7 @@ from beit_jax import caption_words
 log = logging.getLogger(__name__)
 
 _N = 4  # longest n-gram
+NAMES = (*(f"BLEU-{n + 1}" for n in range(_N)), "ROUGE-L", "CIDEr-D")  # of `scores`
 _SIGMA = 6.0  # CIDEr-D: width of its penalty on a difference of length, in words
 _BETA = 1.2  # ROUGE-L: weight of recall
 

@@ -143,7 +143,9 @@ def run(config, workdir: str, evaluate_only: bool = False, force: bool = False) 
                    for i, name in enumerate(order)}
         _check_stages(configs, workdir)
         if not evaluate_only:
-            _check_finished(configs, workdir, force)
+            measured = _rehearse(configs, workdir, force)
+            if table:
+                report.check_metrics(table, measured)
         results = {}
         for i, name in enumerate(order):
             log.info("stage %d of %d: %s", i + 1, len(order), name)
@@ -187,15 +189,27 @@ def _check_stages(configs, workdir: str) -> None:
             raise ValueError(f"stage {name}: {error}") from error
 
 
-def _check_finished(configs, workdir: str, force: bool) -> None:
-    """Refuses a finished stage of another config before an earlier one trains for hours."""
-    from beit_jax.training import records
+def _rehearse(configs, workdir: str, force: bool) -> dict[str, tuple[str, ...]]:
+    """Finds what a network or a finished stage refuses before an earlier stage trains for hours.
 
+    Returns: {stage: names of what it measures}.
+    """
+    from beit_jax.training import records, rehearsal
+
+    measured, known = {}, {}
     for name, config in configs.items():
+        # stages that differ in these alone are of the same shapes
+        but = ("seed", "optim", "init", "log", "total_steps", "total_epochs")
+        shapes = json.dumps({key: value for key, value in json.loads(config.to_json()).items()
+                             if key not in but})
         try:
-            records.finished(config, os.path.join(workdir, name), force)
-        except ValueError as error:
-            raise ValueError(f"stage {name}: {error}") from error
+            result = records.finished(config, os.path.join(workdir, name), force)
+            if result is None and shapes not in known:
+                known[shapes] = rehearsal.of_config(config)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"stage {name}: {one_line(error)}") from error
+        measured[name] = tuple(known[shapes] if result is None else result)
+    return measured
 
 
 def _line(metrics) -> str:

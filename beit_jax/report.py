@@ -85,6 +85,17 @@ def read(report: Mapping[str, Any], stages: Iterable[str]) -> ReportOptions:
     return dataclasses.replace(opts, columns=columns)
 
 
+def check_metrics(report: Mapping[str, Any], measured: Mapping[str, Iterable[str]]) -> None:
+    """Refuses metrics that no run will measure.
+
+    Args:
+      report: see `ReportOptions`.
+      measured: {stage: names of what it measures}, before anything runs.
+    Raises: ValueError: naming the key, and what is measured.
+    """
+    summarise(report, {stage: dict.fromkeys(names, 0.0) for stage, names in measured.items()})
+
+
 def _check_stages(groups: Iterable[Any], known: Iterable[str], where: str) -> None:
     """Refuses names of stages that are not there."""
     for group in groups:

@@ -3,6 +3,7 @@
 import numpy as np
 
 RANKS = (1, 5, 10)
+NAMES = (*(f"{way}_r{k}" for way in ("tr", "ir") for k in RANKS), "mean")  # of `recalls`
 _ROWS = 512  # rows of the score matrix at a time: 5,000 x 25,010 at once would be 500 MB
 
 

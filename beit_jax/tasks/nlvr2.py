@@ -66,4 +66,5 @@ def make(config) -> contract.Task:
     pair = flops.multiway(model, model.num_patches + 1, config.data.text_length)
     forward = 2 * pair + flops.linear(1, 4 * d, 2 * d) + flops.linear(1, 2 * d, 2)
     return contract.Task(init, loss, eval_step, None, reduce="concat", judge=judge,
+                         judged=("accuracy", "loss"),
                          flops_per_image=flops.train_step(forward))

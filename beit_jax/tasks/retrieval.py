@@ -109,8 +109,10 @@ def make(config) -> contract.Task:
         return model.apply({"params": variables["params"]}, inputs(batch)[0],
                            method="image_vector")
 
+    names = retrieval_metrics.NAMES
     forward = (flops.multiway(model, model.num_patches + 1, 0)
                + flops.multiway(model, 0, config.data.text_length)
                + 2 * flops.linear(1, model.width, model.width))
     return contract.Task(init, loss, eval_step, None, reduce="concat", judge=judge,
+                         judged=names + tuple(f"1k_{name}" for name in names if folds),
                          features=features, flops_per_image=flops.train_step(forward))

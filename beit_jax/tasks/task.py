@@ -104,6 +104,7 @@ class Task(NamedTuple):
         nearest neighbours are found (config.eval.knn); or None.
       judge: in place of `summarize`, of rows, where data must be asked or predictions are handed
         in: (rows, data.pipeline.SplitInfo) -> (dict of floats, {file name: text}); or None.
+      judged: all names that `judge` may report: a wrong one in a config is found before training.
     """
 
     init: Callable
@@ -118,6 +119,7 @@ class Task(NamedTuple):
     flops_per_image: float | None = None
     features: Callable | None = None
     judge: Callable | None = None
+    judged: tuple[str, ...] = ()
 
 
 def compute_dtype(config) -> Any:

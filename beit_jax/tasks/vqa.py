@@ -88,4 +88,5 @@ def make(config) -> contract.Task:
     forward = (flops.multiway(model, num_image, config.data.text_length) + flops.linear(1, d, d)
                + flops.linear(1, d, 2 * d) + flops.linear(1, 2 * d, model.num_classes))
     return contract.Task(init, loss, eval_step, None, reduce="concat", judge=judge,
+                         judged=("accuracy", "loss", "official_accuracy"),
                          flops_per_image=flops.train_step(forward))

@@ -15,7 +15,7 @@ import jax
 from beit_jax import tasks
 from beit_jax.checkpoint import Checkpoints
 from beit_jax.data import pipeline
-from beit_jax.training import evaluate, optim, recipe, records, sharding, state, step
+from beit_jax.training import evaluate, optim, recipe, records, rehearsal, sharding, state, step
 from beit_jax.training.metric_writer import MetricWriter, Stopwatch
 from beit_jax.training.preemption import Stopped, stop_signal
 
@@ -100,7 +100,7 @@ def assemble(config, opts, name: str, workdir: str, mesh, task, info, checkpoint
     init_key, step_key, frozen_key, draw_key = jax.random.split(jax.random.key(opts.seed), 4)
     begin_key = jax.random.fold_in(init_key, 1)
     frozen = state.load_frozen(task, config, frozen_key, mesh)
-    params = jax.eval_shape(task.init, init_key, shapes)["params"]
+    params = rehearsal.variables_of(task, opts, info, shapes)["params"]
     tx, schedules = optim.make_optimizer(opts.optim, params, total, per_epoch)
     abstract, make_state = state.create(task, tx, init_key, shapes, mesh,
                                         with_ema=opts.optim.ema_decay > 0)

@@ -8,7 +8,9 @@ import index_corpora
 import pytest
 from test_text_sources import coco, flickr, nlvr2, pairs, vqa
 
-from beit_jax import main
+from beit_jax import main, tasks
+from beit_jax.data import pipeline
+from beit_jax.training import recipe as training_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +27,9 @@ def run(tmp_path, tokenizer_path):
         config.model.unroll = 1  # the loop compiles faster than its blocks one by one
         workdir = tmp_path / "run"
         found = main.run(config, str(workdir))
+        judged = tasks.make(training_recipe.with_data(config, pipeline.describe(
+            training_recipe.read(config).data))).judged
+        assert not judged or {key.rpartition("/")[2] for key in found} <= set(judged)
         return ({key.removeprefix("eval/validation/"): value for key, value in found.items()},
                 workdir / "predictions" / "validation")
     return of
