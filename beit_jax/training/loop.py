@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from beit_jax import tasks
 from beit_jax.checkpoint import Checkpoints
 from beit_jax.data import pipeline
 from beit_jax.training import evaluate, optim, recipe, records, rehearsal, sharding, state, step
@@ -64,12 +63,7 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
         return result
     mesh = sharding.make_mesh(opts.mesh)
     recipe.check_batch(opts, mesh)
-    info = pipeline.describe(opts.data)
-    evaluate.check_data(opts.eval, opts.data, info)
-    config = recipe.with_data(config, info)
-    if not evaluate_only:
-        recipe.check_labels(config, opts.data)
-    task = tasks.make(config)
+    config, info, task = recipe.with_task(config, opts, evaluate_only)
     state.check_statistics(config, task.frozen, workdir)
     taken = contextlib.nullcontext() if evaluate_only else records.taken(
         config, workdir, recipe.lengths(config, opts, info.num_train)[0], force)

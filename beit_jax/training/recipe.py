@@ -8,7 +8,7 @@ from beit_jax import options, tasks
 from beit_jax.checkpoint import CheckpointOptions
 from beit_jax.data import pipeline
 from beit_jax.tasks.task import TASK_SECTIONS, Frozen
-from beit_jax.training import sharding
+from beit_jax.training import evaluate, sharding
 from beit_jax.training.evaluate import EvalOptions
 from beit_jax.training.metric_writer import LogOptions
 from beit_jax.training.optim import OptimOptions
@@ -117,6 +117,20 @@ def check_labels(config, data: pipeline.DataOptions) -> None:
             raise ValueError(f"config.{section}.num_classes={given}, but no training example of "
                              f"the data {data.name!r} has a label: images want one sub-folder for "
                              "each class")
+
+
+def with_task(config, recipe: Recipe, evaluate_only: bool = False):
+    """Looks at the data, and makes the task for them.
+
+    Returns: (the config of `with_data`, DataInfo, Task).
+    Raises: ValueError, OSError: data that cannot be used, or not for this.
+    """
+    info = pipeline.describe(recipe.data)
+    evaluate.check_data(recipe.eval, recipe.data, info)
+    config = with_data(config, info)
+    if not evaluate_only:
+        check_labels(config, recipe.data)
+    return config, info, tasks.make(config)
 
 
 def frozen_networks(config) -> Mapping[str, Frozen]:

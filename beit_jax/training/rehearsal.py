@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from beit_jax import tasks
 from beit_jax.data import pipeline
 from beit_jax.tasks.task import Task
 from beit_jax.training import recipe, sharding
@@ -24,9 +23,7 @@ def of_config(config) -> tuple[str, ...]:
     opts = recipe.read(config)
     mesh = sharding.make_mesh(opts.mesh)
     recipe.check_batch(opts, mesh)
-    info = pipeline.describe(opts.data)
-    config = recipe.with_data(config, info)
-    task = tasks.make(config)
+    config, info, task = recipe.with_task(config, opts)
     recipe.lengths(config, opts, info.num_train)
     batch = sharding.global_shapes(next(pipeline.train_batches(
         opts.data, seed=opts.seed, start_step=0, **_process())))
