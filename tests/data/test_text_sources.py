@@ -148,11 +148,13 @@ def test_large_images_are_read_one_by_one(make, tmp_path):
             assert text in captions_of(number)
 
 
-def test_a_split_that_is_not_there_is_no_evaluation(make, tmp_path):
-    options = make(name="karpathy", annotations=coco(tmp_path), eval_split="dev")
+def test_a_split_that_is_not_there_is_no_evaluation_unless_it_was_asked_for(make, tmp_path):
+    options = make(name="karpathy", annotations=coco(tmp_path), eval_split="validation")
     assert pipeline.describe(options).num_eval == 0
-    with pytest.raises(MissingSplit, match="no image of split dev; it has restval, test, train"):
-        pipeline.eval_batches(options)
+    options = make(name="karpathy", annotations=coco(tmp_path), eval_split="dev")
+    for use in (pipeline.describe, pipeline.eval_batches):
+        with pytest.raises(MissingSplit, match="no image of split dev; it has restval, test"):
+            use(options)
     options = make(name="pairs", annotations=pairs(tmp_path).replace("{split}", "train"))
     assert pipeline.describe(options).num_eval == 0
     with pytest.raises(MissingSplit, match="has no split 'validation': write {split}"):
