@@ -7,6 +7,7 @@ times their size. Source: numpy/lib/format.py; the format's page in huggingface/
 
 import ast
 import contextlib
+import errno
 import json
 import math
 import re
@@ -58,6 +59,10 @@ def errors_of(path) -> Iterator[None]:
             RuntimeError) as error:  # zipfile, json and numpy each fail in their own ways
         reason = printable(" ".join(str(error).split()), 600)
         raise ValueError(f"{path}: {reason.removeprefix(f'{path}: ')}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise ValueError(f"{path}: the file is damaged") from error
 
 
 def kind_of(file: BinaryIO) -> str:

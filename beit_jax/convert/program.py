@@ -78,27 +78,25 @@ def follow(file, reader: Reader) -> object:
 
 
 class _Bounded:
-    """The file, of which no more than MAX_BYTES are handed out."""
+    """The rest of the file, of which no more than MAX_BYTES are handed out."""
 
     def __init__(self, file):
-        self._file, self._left = file, MAX_BYTES
-
-    def _take(self, content: bytes) -> bytes:
-        self._left -= len(content)
-        return content
-
-    def _bound(self, wanted: int) -> None:
-        if wanted > self._left:
-            raise ValueError(f"a pickle of more than {MAX_BYTES:,} bytes beside its tensors")
+        here = file.tell()
+        self._file, self._left = file, min(MAX_BYTES, file.seek(0, 2) - here)
+        file.seek(here)
 
     def read(self, count: int) -> bytes:
-        self._bound(count)
-        return self._take(self._file.read(count))
+        # before it is read: memory is taken for what is asked for, not for what is there
+        if count > self._left:
+            raise ValueError("a damaged pickle: it is cut off, or has more than "
+                             f"{MAX_BYTES:,} bytes beside its tensors")
+        self._left -= count
+        return self._file.read(count)
 
     def readline(self) -> bytes:
-        self._bound(1)
         line = self._file.readline(self._left)
-        return self._take(line)
+        self._left -= len(line)
+        return line
 
 
 class _Machine:

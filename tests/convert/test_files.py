@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -428,3 +429,24 @@ def test_drop_leaves_arrays_out(tmp_path, capsys):
     assert main(["--source", "timm", "--input", original, "--output", ours, *drop]) == 0
     assert "dropped 3 arrays" in capsys.readouterr().out
     assert "head/bias" not in files.read(ours)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
+def test_weights_are_converted_without_copies_of_all_of_them(tmp_path, suffix):
+    one = toy_vit()
+    depth, arrays = 40, {}
+    for name, value in one.items():
+        for i in range(depth if name.startswith("blocks.") else 1):
+            arrays[name.replace("blocks.0", f"blocks.{i}")] = value + np.float32(i)
+    theirs, ours, back = (str(tmp_path / name)
+                          for name in (f"in{suffix}", f"ours{suffix}", f"back{suffix}"))
+    ours = ours.replace(".pth", ".npz")
+    files.write(theirs, arrays)
+    size = os.path.getsize(theirs)
+    for most, arguments in ((0.9, ["--input", theirs, "--output", ours]),
+                            (1.6, ["--reverse", "--input", ours, "--output", back])):
+        tracemalloc.start()
+        assert main(["--source", "microsoft", *arguments]) == 0
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert size > 7e6 and peak < most * size, (peak / size, arguments)
