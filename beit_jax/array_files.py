@@ -78,7 +78,7 @@ def kind_of(file: BinaryIO) -> str:
         return _kind_of_archive(file)
     if len(head) > 8 and int.from_bytes(head[:8], "little") < 2**40 and head[8:9] == b"{":
         return SAFETENSORS
-    if head[0] == 0x80 and head[1] <= 5:
+    if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
         return TORCH
     for pattern, what in _OTHERS:
         if re.match(pattern, head):

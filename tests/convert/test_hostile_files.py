@@ -266,7 +266,7 @@ NO_WEIGHTS = {
     "is a web page": b"\n<!DOCTYPE html>\n<html><head>", "is a text in JSON": b'{"error": "gone"}',
     "is a packed file": b"\x1f\x8b\x08" + bytes(20), "is an HDF5 file": b"\x89HDF\r\n\x1a\n",
     "is an ONNX graph": b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "is empty": b"",
-    "is a single array": npy(npy_header()), "is no file of weights": b"weights",
+    "is a single array": npy(npy_header()), "is no file of weights": b"\x80",
     "of neither torch nor numpy": None, "is a tar": bytes(257) + b"ustar",
 }  # fmt: skip
 
