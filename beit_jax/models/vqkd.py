@@ -78,6 +78,10 @@ class Vqkd(nn.Module):
         """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
         return patch_grid(self.image_px, self.patch_size)
 
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
     def setup(self):
         self.encoder = self._tower(self.image_px, self.patch_size, self.depth)
         self.encode_task_layer = TaskLayer(self.code_dim, precision="highest")

@@ -29,7 +29,8 @@ class VqkdLoss:
       commitment_weight: beta, of the distance between vectors and their codes.
       decay: of the codebook, per update.
       kmeans_iterations: of the codebook's start on the first global batch; 0: random directions.
-      kmeans_images: images of that batch that k-means sees, from its first on.
+      kmeans_images: images of that batch that k-means sees, from its first on; with fewer patches
+        than codes the run is refused.
     """
 
     commitment_weight: float = 1.0
@@ -87,12 +88,24 @@ def make(config) -> contract.Task:
                            method="encode")
 
     def begin(variables, frozen, batch, key):
-        """The codebook by k-means over the first batch, the same on every device and host."""
+        """The codebook by k-means over the first batch, the same on every device and host.
+
+        Raises: ValueError: fewer vectors than codes.
+        """
         del frozen
         collections = {name: value for name, value in variables.items() if name != "params"}
         if not rule.kmeans_iterations:
             return collections
-        vectors = encode(variables, {"image": batch["image"][:rule.kmeans_images]})
+        image = batch["image"][:rule.kmeans_images]
+        if len(image) * model.num_patches < size:
+            # start_means would draw vectors twice, and of equal codes only one is ever chosen
+            raise ValueError(
+                f"model.codebook_size={size}, but k-means begins the codebook with the patches of "
+                f"{len(image)} images, {len(image) * model.num_patches} vectors: most codes would "
+                f"be copies that nothing can choose. Take {-(-size // model.num_patches)} images "
+                "or more (data.global_batch_size and loss.kmeans_images), fewer codes, or "
+                "loss.kmeans_iterations=0, which begins with random directions")
+        vectors = encode(variables, {"image": image})
         samples = to_unit(vectors).reshape(-1, model.code_dim)
         means = quantizer.start_means(key, samples, size)
         embedding, _ = quantizer.kmeans(samples, means, rule.kmeans_iterations)

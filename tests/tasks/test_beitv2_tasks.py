@@ -226,6 +226,13 @@ def test_kmeans_sees_the_images_it_is_told_and_may_be_left_out(tokenizer):
                                   collections["codebook"]["embedding"])
 
 
+def test_kmeans_of_fewer_vectors_than_codes_is_refused(tokenizer):
+    _, batch, params, collections, _ = tokenizer
+    task = tasks.make(tokenizing(model=SMALL, loss=dict(kmeans_images=3)))
+    with pytest.raises(ValueError, match="codebook_size=64, .* of 3 images, 48 vectors.* Take 4 "):
+        jax.eval_shape(task.begin, {"params": params, **collections}, {}, batch, jax.random.key(0))
+
+
 # --- a tokenizer's run ----------------------------------------------------------------------------
 
 def run_config():
