@@ -47,6 +47,8 @@ parity: $(STAMP)
 	$(PY) -m pip install --quiet --editable '.[dev,parity]'
 	$(PY) -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 \
 		dall_e==0.1 torchscale==0.3.0 fairscale==0.4.13
+	@echo "for the tests alone: import torchvision and timm fail elsewhere, see the end of" \
+		"docs/checkpoints.md"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
