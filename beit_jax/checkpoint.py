@@ -33,7 +33,7 @@ BROKEN = "checkpoints_broken"  # beside checkpoints/
 RECORD = "beit_jax"  # key in the metadata of a converted file, see `recorded`
 _HEADER_BYTES = 100_000_000  # more than this no .safetensors header may have
 # Orbax writes these two after the manifest is made
-_NOT_LISTED = {MANIFEST, "commit_success.txt", "_CHECKPOINT_METADATA"}
+_NOT_LISTED = {MANIFEST, f"{MANIFEST}.tmp", "commit_success.txt", "_CHECKPOINT_METADATA"}
 
 
 def _glob(self: epath.Path, pattern: str) -> Iterator[epath.Path]:
@@ -86,7 +86,7 @@ class Checkpoints:
         self.directory = absolute(workdir) / "checkpoints"
         self._saving = None
         self._best = options.keep_best
-        self._read_only = read_only
+        self.read_only = read_only
         self._newest = None  # of a look from outside
         if read_only:
             self._newest, broken = find_whole(self.directory)
@@ -115,6 +115,8 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
+        # it would ask jax with the step's number, training/preemption.py with another count
+        self._manager.reached_preemption = lambda step: False
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """The metric that picks the best step, larger is better."""
@@ -135,7 +137,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest whole step, or None."""
-        if self._read_only:
+        if self.read_only:
             return self._newest and int(self._newest.name)
         return self._manager.latest_step()
 
@@ -174,6 +176,38 @@ class Checkpoints:
         if unknown:
             self.wait()
             raise unknown
+
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the evaluation of a step that was saved before it, for `keep_best`."""
+        if not self._best or not metrics:
+            return
+        self._score(metrics)
+        folder = self.directory / str(step)
+
+        def add() -> None:
+            (folder / "metrics").mkdir(exist_ok=True)
+            (folder / "metrics" / "metrics").write_text(json.dumps(dict(metrics)))
+            (folder / f"{MANIFEST}.tmp").write_text(json.dumps(fingerprint(folder)))
+            (folder / f"{MANIFEST}.tmp").replace(folder / MANIFEST)
+
+        on_first_process(add)
+        self._manager.reload()
+
+    def disown(self, step: int) -> str:
+        """Sets a step aside that is saved but led to nothing, if there is another one.
+
+        Returns: what is left to go on from, in words.
+        """
+        self.wait()
+        steps = self.all_steps()
+        if step in steps and len(steps) > 1 and not self.read_only:
+            steps.remove(step)
+            folder = self.directory / str(step)
+            if jax.process_index() == 0:
+                log.warning("checkpoint %s led to it: moved to %s", folder, _move_aside(folder))
+        if not steps:
+            return "no checkpoint was saved"
+        return f"last checkpoint: step {steps[-1]} in {self.directory}"
 
     def wait(self) -> None:
         """Returns when the last save is on the disk. Raises: OSError: as `save`."""
@@ -243,6 +277,15 @@ def step_folders(directory: epath.Path) -> list[epath.Path]:
     if not directory.is_dir():
         return []
     return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def kept(workdir: str) -> str:
+    """What a run has saved, in words. Looks at the disk alone: it may be asked during a save."""
+    folders = step_folders(absolute(workdir) / "checkpoints")
+    whole = [folder.name for folder in folders if (folder / MANIFEST).exists()]
+    if not whole:
+        return "no step is saved: the same command starts from the beginning"
+    return f"step {whole[-1]} is kept: the same command goes on from it"
 
 
 def fingerprint(folder: epath.Path) -> dict[str, list[int]]:

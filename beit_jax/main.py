@@ -6,6 +6,7 @@ Runs a recipe, or its stages one after the other, each in its own folder of the 
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 
@@ -34,8 +35,8 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, f
 STAGE = "stage:"
 _USAGE = """\
 The same command resumes a run that was stopped. BEIT_JAX_TRACEBACK=1 shows where an error comes
-from. Exit codes: 0; 1 input that cannot be used; 2 a wrong command line; 130 interrupted; 143
-stopped by SIGTERM with the state saved.
+from. Exit codes: 0; 1 input that cannot be used; 2 a wrong command line; 130 or 143 stopped by
+Ctrl-C or SIGTERM, with the state saved. A second Ctrl-C ends at once.
 Recipes lie in configs/; README.md lists them. docs/architecture.md, "A config", says what the keys
 mean. A demo without any download:
   python -m beit_jax.main --config configs/digits/beit.py --workdir runs/digits"""
@@ -320,7 +321,7 @@ def main(argv: list[str]) -> int:
     Args:
       argv: as sys.argv.
     Returns: 0; 1: input that cannot be used, or a loss that is not a number; 2: a wrong command
-      line; 130: interrupted; 143: stopped by SIGTERM with its state saved, so that a scheduler
+      line; 130, 143: stopped by Ctrl-C or SIGTERM, with its state saved, so that a scheduler
       knows that the run is to go on.
     """
     try:
@@ -334,17 +335,18 @@ def main(argv: list[str]) -> int:
     try:
         # before the imports that take seconds
         start_process()
-        from beit_jax.training.preemption import Stopped
+        from beit_jax.training import preemption
 
         try:
-            run(config, WORKDIR.value, EVALUATE.value, FORCE.value)
-        except Stopped as stopped:
+            with preemption.listen(signal.SIGINT, signal.SIGTERM):
+                run(config, WORKDIR.value, EVALUATE.value, FORCE.value)
+        except preemption.Stopped as stopped:
             print(stopped, file=sys.stderr, flush=True)
-            return 143
+            return stopped.code
     except (ValueError, OSError, FloatingPointError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt:  # later ones are taken down by preemption.listen
+        print("stopped by Ctrl-C before anything was begun", file=sys.stderr)
         return 130
     return 0
 

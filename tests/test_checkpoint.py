@@ -78,6 +78,20 @@ def test_an_unknown_best_metric_is_an_error_at_the_save_and_the_state_is_kept(tm
     assert Checkpoints(tmp_path, CheckpointOptions(), read_only=True).latest_step() == 1
 
 
+def test_a_step_that_is_evaluated_after_its_save_can_be_the_best(tmp_path):
+    options = CheckpointOptions(keep_last=1, keep_best="top1")
+    saved = Checkpoints(tmp_path, options)
+    saved.save(1, make_state(1))
+    saved.close()
+    saved = Checkpoints(tmp_path, options)  # another start, which evaluates
+    saved.rate(1, {"top1": 0.9})
+    assert not checkpoint.fault_of(checkpoint.absolute(tmp_path) / "checkpoints" / "1")
+    for step in (2, 3):
+        saved.save(step, make_state(step), {"top1": 0.5})
+    saved.close()
+    assert saved.all_steps() == [1, 3]
+
+
 def test_saving_an_older_step_is_an_error_and_the_same_step_is_not(tmp_path):
     save_steps(tmp_path, [4, 4])
     with pytest.raises(RuntimeError, match="step 3 was not saved"):

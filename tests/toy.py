@@ -4,6 +4,7 @@ As a script, `python tests/toy.py <flags of beit_jax.main>` is the command line 
 """
 
 import os
+import sys
 import time
 
 import jax
@@ -118,7 +119,10 @@ def describe(options):
 def train_batches(options, *, seed, start_step, process_index=0, process_count=1):
     step = start_step
     while True:
-        time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))  # time to be killed in
+        seconds = float(os.environ.get("TOY_STEP_SECONDS", "0"))  # time to be killed in
+        if seconds > 60:
+            print("a long step begins", file=sys.stderr, flush=True)
+        time.sleep(seconds)
         index = np.random.default_rng([seed, step]).integers(0, NUM_TRAIN,
                                                              options.global_batch_size)
         yield _rows(_local(index, process_index, process_count))

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from beit_jax.checkpoint import absolute
 from beit_jax.training import chips
+from beit_jax.training.step import NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +41,31 @@ class LogOptions:
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl that are whole; [] if there are none."""
-    path, lines = absolute(workdir) / "metrics.jsonl", []
+    """The lines of metrics.jsonl that are whole; [] if there are none.
+
+    The last one may be torn, by a kill; any other that is no line of ours is told and left out.
+    """
+    path = absolute(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    for text in path.read_text().splitlines():
+    lines = []
+    *whole, torn = path.read_bytes().split(b"\n")
+    for number, text in enumerate([*whole, torn], start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:  # the line that a killed process was writing
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # of UTF-8 too
+            line = None
+        if _is_line(line):
+            lines.append(line)
+        elif number <= len(whole):
+            log.warning("%s: line %d is not {\"step\": ..., numbers}: left out", path, number)
+    return lines
+
+
+def _is_line(value: Any) -> bool:
+    """Whether it is what `MetricWriter.write` writes."""
+    return (isinstance(value, dict) and type(value.get("step")) is int
+            and all(number is None or type(number) in (int, float) for number in value.values()))
 
 
 class MetricWriter:
@@ -68,25 +85,28 @@ class MetricWriter:
         self._is_writer = jax.process_index() == 0
         self._total, self._name = total_steps, name
         self._progress = self._events = self._file = None
+        self._late = []
         if not self._is_writer:
             return
         folder = absolute(workdir)
         self._figures = folder / "figures"
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        self._measured = {line["step"] for line in kept
+                          if any(name.startswith("eval/") for name in line)}
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        if path.exists() and path.read_text() != text:
-            unfinished = folder / "metrics.jsonl.tmp"
-            unfinished.write_text(text)
-            unfinished.replace(path)  # at once: a kill here loses nothing
         # a bucket knows no appending: there the whole text is written again
         self._text, self._path = text, path
-        self._file = None if "://" in str(path) else path.open("a")
+        with self._named():
+            if path.exists() and path.read_bytes() != text.encode():
+                unfinished = folder / "metrics.jsonl.tmp"
+                unfinished.write_text(text)
+                unfinished.replace(path)  # at once: a kill here loses nothing
+            self._file = None if "://" in str(path) else path.open("a")
         if options.tensorboard:
-            # a quarter of a second to import, and it needs protobuf: only who wants it pays
-            from tensorboardX import SummaryWriter
+            from beit_jax.training.event_file import EventFile
 
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+            self._events = EventFile(folder / "tensorboard", kept, start_step + 1)
         self._console = rich.console.Console()
         self._begin(start_step)
 
@@ -106,26 +126,40 @@ class MetricWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: {"step": step, **values}; values that are not finite become null."""
-        if not self._is_writer:
+        if not self._is_writer or not values:
             return
         values = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step} | finite) + "\n"
-        if self._file:
-            self._file.write(line)
-            self._file.flush()
-        else:
-            self._text += line
-            self._path.write_text(self._text)
+        with self._named():
+            if self._file:
+                self._file.write(line)
+                self._file.flush()
+            else:
+                self._text += line
+                self._path.write_text(self._text)
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.scalars(step, values)
         if any(name.startswith("eval/") for name in values):
             self._print(f"{self._name}  step {step}  " + "  ".join(
                 f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items()
                 if name.startswith("eval/")))
         else:
             self._show(step, values)
+
+    def later(self, step: int, values: Mapping[str, jax.Array], speed: Mapping[str, float]) -> None:
+        """A line of a training step for `write_late`; its values may still be computed."""
+        if self._is_writer:
+            self._late.append((step, values, speed))
+
+    def write_late(self) -> None:
+        """Writes the lines of `later`, as train/... and what is there as perf/..."""
+        while self._late:
+            step, values, speed = self._late.pop(0)
+            values = jax.device_get(values)  # all in one transfer
+            values = {f"train/{key}": float(value) for key, value in values.items()
+                      if key != "is_finite"}
+            self.write(step, values | dict(speed))
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         """Moves the live line, or prints a plain one."""
@@ -155,22 +189,43 @@ class MetricWriter:
         for name, images in pictures.items():
             sheet = _sheet(np.asarray(images))
             if self._events:
-                self._events.add_image(name, sheet, step, dataformats="HWC")
+                self._events.picture(step, name, sheet)
             scale = max(1, 512 // sheet.shape[0])  # small images would be stamps on the screen
             sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
             with (self._figures / f"{name.replace('/', '_')}.png").open("wb") as file:
                 Image.fromarray(sheet).save(file, format="PNG")
 
+    def was_measured(self, step: int) -> bool:
+        """Whether metrics.jsonl held an evaluation of the step at the start; alike everywhere."""
+        found = np.int32(self._is_writer and step in self._measured)
+        return bool(multihost_utils.broadcast_one_to_all(found))
+
+    def flush(self) -> None:
+        """Everything onto the disk, before a checkpoint says that its steps are done."""
+        if self._events:
+            self._events.flush()
+
+    @contextlib.contextmanager
+    def _named(self):
+        """A full disk tells which file is too much."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is None or issubclass(kind, NotFinite):
+            self.write_late()
         if self._progress:
             self._progress.stop()
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()
+        with contextlib.ExitStack() as closing:  # all of it, also where one of them fails
+            if self._file:
+                closing.callback(self._file.close)
+            if self._events:
+                closing.callback(self._events.close)
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from beit_jax import tasks
 from beit_jax.checkpoint import Checkpoints
 from beit_jax.data import pipeline
 from beit_jax.targets import quantizer
-from beit_jax.training import loop, recipe, sharding, state
+from beit_jax.training import loop, preemption, recipe, sharding, state
 from beit_jax.training.metric_writer import read_metrics
 
 MESHES = {"data": dict(data=8), "mixed": dict(data=2, fsdp=-1, tensor=2)}
@@ -111,7 +111,7 @@ def codebooks(workdir, **mesh):
     with (sharding.use(made), jax.default_matmul_precision("highest"),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint)) as checkpoints):
         job = loop.assemble(config, opts, "tokenizer", workdir, made, task,
-                            pipeline.describe(opts.data), checkpoints)
+                            pipeline.describe(opts.data), checkpoints, preemption.Requests())
         current, metrics = job.state, {}
         for step in range(3):
             if step:

@@ -1,6 +1,5 @@
 """The two tasks of BEiT v2: VQ-KD, and pre-training with patch aggregation."""
 
-import contextlib
 
 import compiling
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from stopping import stop_at
 
 from beit_jax import checkpoint, losses, tasks
 from beit_jax.data import digit_scenes
@@ -280,7 +280,7 @@ def test_a_stopped_tokenizer_goes_on_bit_for_bit_and_draws_no_new_codebook(
 
     monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS) | {"vqkd_train": counting})
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_signal", lambda: contextlib.nullcontext(lambda step: step >= 3))
+        stop_at(patch, 3)
         with pytest.raises(Stopped, match="at step 3 of 5"):
             loop.run(run_config(), tmp_path)
     assert begun == [1]

@@ -1,12 +1,12 @@
 """Token diversity: streamed statistics, what is measured, and a run that trains nothing."""
 
-import contextlib
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from stopping import stop_at
 
 from beit_jax import checkpoint, metrics, tasks
 from beit_jax.tasks import token_diversity
@@ -197,7 +197,7 @@ def test_a_run_without_parameters_is_saved_resumed_and_measured_like_any_other(
         unbroken, tmp_path, monkeypatch):
     workdir, result = unbroken
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_signal", lambda: contextlib.nullcontext(lambda step: step >= 2))
+        stop_at(patch, 2)
         with pytest.raises(Stopped, match="at step 2 of 5"):
             loop.run(run_config(), tmp_path)
     assert loop.run(run_config(), tmp_path) == result
