@@ -96,14 +96,14 @@ def _seen(folder: epath.Path) -> set[tuple[int, str]]:
     if not folder.is_dir():
         return seen
     for path in sorted(p for p in folder.iterdir() if ".tfevents." in p.name):
-        for event in _events(path.read_bytes()):
+        for event in events(path.read_bytes()):
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
                 seen = {(step, name) for step, name in seen if step < event.step}
             seen |= {(event.step, value.tag) for value in event.summary.value}
     return seen
 
 
-def _events(content: bytes) -> Iterable[Event]:
+def events(content: bytes) -> Iterable[Event]:
     """The events of a file up to where a killed process was writing."""
     file = io.BytesIO(content)
     while len(head := file.read(12)) == 12:  # length, and its checksum

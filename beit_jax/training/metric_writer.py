@@ -221,11 +221,13 @@ class MetricWriter:
             self.write_late()
         if self._progress:
             self._progress.stop()
-        with contextlib.ExitStack() as closing:  # all of it, also where one of them fails
-            if self._file:
-                closing.callback(self._file.close)
+        # all of it, also where one of them fails; an error that is under way is told, not its echo
+        with contextlib.suppress(*[OSError] if kind else []), contextlib.ExitStack() as closing:
             if self._events:
                 closing.callback(self._events.close)
+            if self._file:
+                closing.enter_context(self._named())
+                closing.callback(self._file.close)
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """metrics.jsonl, pictures and the progress line."""
 
+import errno
 import io
 import json
+import shutil
 import types
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import rich.console
 from PIL import Image
 
-from beit_jax.training import chips, metric_writer
+from beit_jax.training import chips, event_file, metric_writer
 from beit_jax.training.metric_writer import LogOptions, MetricWriter, Stopwatch, read_metrics
 
 QUIET = LogOptions(tensorboard=False)
@@ -47,6 +49,62 @@ def test_events_and_pictures(tmp_path):
     assert (sheet[:, :4 * scale] == 0).all() and (sheet[:, 4 * scale:8 * scale] == 200).all()
     events = next((tmp_path / "tensorboard").iterdir()).read_bytes()
     assert b"train/loss" in events and b"masks" in events and b"PNG" in events
+
+
+def points(folder):
+    """What TensorBoard shows of one curve: steps in the order of the files."""
+    steps = []
+    for path in sorted(folder.iterdir()):
+        for event in event_file.events(path.read_bytes()):
+            if event.HasField("session_log"):
+                steps = [step for step in steps if step < event.step]
+            steps += [event.step for value in event.summary.value if value.tag == "train/loss"]
+    return steps
+
+
+@pytest.mark.parametrize("torn", [0, 5], ids=["whole_records", "torn_record"])
+def test_events_that_a_kill_has_cut_off_are_written_at_the_restart(tmp_path, torn):
+    (tmp_path / "run").mkdir()
+    with MetricWriter(tmp_path / "run", "run", 0, 9, LogOptions()) as writer:
+        for step in range(1, 7):
+            writer.write(step, {"train/loss": step / 3, "train/other": 1.0})
+            if step == 3:
+                writer.flush()
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    folder = tmp_path / "killed" / "tensorboard"
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:-torn or None])
+    assert points(folder) == [1, 2, 3]
+    with MetricWriter(tmp_path / "killed", "run", 5, 9, LogOptions()) as writer:
+        writer.write(6, {"train/loss": 0.5})
+    assert points(folder) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("line", [
+    b"[1, 2]", b'"step"', b"null", b'{"train/loss": 1}', b'{"step": "2", "train/loss": 1}',
+    b'{"step": 2.5}', b'{"step": true}', b'{"step": 2, "train/loss": "low"}',
+    b'{"step": 2, "a": {}}',
+    b'{"step": 2, "train/loss": \xff}', b"[" * 100_000, b"{"])
+def test_a_damaged_line_is_told_with_its_file_and_left_out(tmp_path, caplog, line):
+    whole = [b'{"step": 1, "train/loss": 0.5}', b'{"step": 3, "train/loss": null}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole[0], line, whole[1], b'{"st']))
+    assert read_metrics(tmp_path) == [json.loads(text) for text in whole]
+    (record,) = caplog.records  # not of the last one: a kill leaves such
+    assert f"{tmp_path}/metrics.jsonl: line 2 is not" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_told_with_the_file(tmp_path, name):
+    full = open("/dev/full", "w")
+    with pytest.raises(OSError) as caught:
+        with MetricWriter(tmp_path, "run", 0, 9, LogOptions()) as writer:
+            if name == "metrics.jsonl":
+                writer._file = full
+            else:
+                writer._events._writer._py_recordio_writer._writer = full.buffer
+            writer.write(1, {"train/loss": 1.0})
+            writer.flush()
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / name)
 
 
 def shown(tmp_path, monkeypatch, **console):
