@@ -1,6 +1,5 @@
 """The two tasks of BEiT v2: VQ-KD, and pre-training with patch aggregation."""
 
-
 import compiling
 import jax
 import jax.numpy as jnp

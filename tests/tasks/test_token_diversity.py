@@ -1,6 +1,5 @@
 """Token diversity: streamed statistics, what is measured, and a run that trains nothing."""
 
-
 import jax
 import jax.numpy as jnp
 import matplotlib
