@@ -6,7 +6,7 @@ usage() {
   cat >&2 <<'TEXT'
 usage: launch/gpu_local.sh [--one-process-per-gpu] FLAGS OF beit_jax.main...
   launch/gpu_local.sh --config configs/beit/finetune_in1k.py --workdir runs/ft \
-    --config.init.checkpoint=runs/pretrain
+    --config.init.checkpoint=runs/pretrain_in22k
 One process for all GPUs is the default and needs nothing else. One process per GPU gives each GPU
 its own input pipeline; global_batch_size must then be a multiple of the number of GPUs.
 CUDA_VISIBLE_DEVICES chooses GPUs; PYTHON names the interpreter (default .venv/bin/python).
