@@ -23,7 +23,7 @@ from beit_jax.lazy_array import LazyArray, check_name, printable, widened
 
 NPZ, SAFETENSORS, TORCH = ".npz", ".safetensors", "torch"
 _HEAD = 512  # bytes that tell what a file is
-_MAX_HEADER = 8 * 2**20  # bytes of a .safetensors header; one of 1,000 arrays has 0.1 MB
+_MAX_HEADER = 2 * 2**20  # bytes of a .safetensors header; one of 1,000 arrays has 0.1 MB
 _MAX_ARRAY_HEADER = 10_000  # bytes in front of an array in .npz; numpy writes under 200
 _MAX_PACKED = 8  # how much larger a compressed archive may become,
 _SMALL = 32 * 2**20  # unless it stays below so many bytes
@@ -55,8 +55,9 @@ def errors_of(path) -> Iterator[None]:
     """What a damaged file makes its readers raise, as a ValueError of one line that names it."""
     try:
         yield
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error,
-            RuntimeError) as error:  # zipfile, json and numpy each fail in their own ways
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError,
+            ArithmeticError, LookupError, TypeError, MemoryError) as error:
+        # zipfile, json and numpy each fail in their own ways
         reason = printable(" ".join(str(error).split()), 600)
         raise ValueError(f"{path}: {reason.removeprefix(f'{path}: ')}") from error
     except OSError as error:

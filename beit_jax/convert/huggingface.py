@@ -14,7 +14,7 @@ def config_of(ours: Mapping[str, np.ndarray], num_heads: int = 0) -> dict:
       ours: flat leaves of a BEiT.
       num_heads: heads; 0 reads them off a relative-position table, or else takes width / 64, as in
         every published size.
-    Raises: ValueError: the leaves are no BEiT's, or a grid is not square.
+    Raises: ValueError: the leaves are no BEiT's, a grid is not square, or the heads do not fit.
     """
     for name in ("patch_embed/proj/kernel", "blocks/mlp/fc1/kernel"):
         if name not in ours:
@@ -26,7 +26,9 @@ def config_of(ours: Mapping[str, np.ndarray], num_heads: int = 0) -> dict:
     table = own[0] if own is not None else shared
     grid = 0
     if table is not None:
-        num_heads = num_heads or table.shape[1]
+        if num_heads not in (0, table.shape[1]):
+            raise ValueError(f"--num_heads={num_heads}: the position table is of {table.shape[1]}")
+        num_heads = table.shape[1]
         grid = round(((table.shape[0] - 3) ** 0.5 + 1) / 2)
         square = (2 * grid - 1) ** 2 + 3 == table.shape[0]
     elif "pos_embed" in ours:
@@ -34,6 +36,9 @@ def config_of(ours: Mapping[str, np.ndarray], num_heads: int = 0) -> dict:
         square = grid**2 + 1 == ours["pos_embed"].shape[1]
     if not grid or not square:
         raise ValueError("the weights do not tell the patch grid: no positions, or not square")
+    num_heads = num_heads or max(1, width // 64)
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"--num_heads={num_heads} does not divide the width {width}")
     gamma = ours.get("blocks/gamma_1")
     is_mim = "lm_head/kernel" in ours
     config = {
@@ -43,7 +48,7 @@ def config_of(ours: Mapping[str, np.ndarray], num_heads: int = 0) -> dict:
         "patch_size": patch_size,
         "hidden_size": width,
         "num_hidden_layers": depth,
-        "num_attention_heads": num_heads or max(1, width // 64),
+        "num_attention_heads": num_heads,
         "intermediate_size": hidden,
         "hidden_act": "gelu",
         "layer_norm_eps": LAYER_NORM_EPS,

@@ -9,6 +9,7 @@ Source: torch/serialization.py, torch/_utils.py, torch/jit/_pickle.py.
 
 import dataclasses
 import io
+import itertools
 import math
 import mmap
 import re
@@ -34,6 +35,7 @@ _MAX_NESTS = 4
 _MAX_PARTS = 20_000  # modules and their attributes; of a published network under 10,000
 _MAX_DEPTH = 50  # of modules in modules
 _MAX_DIMENSIONS = 32
+_GLANCE = 200  # entries of a dict
 # Classes of which an empty shell is made: their attributes are kept, their code never runs.
 _SHELLS = re.compile(
     r"(dall_e|torch\.nn\.modules|__torch__)(\.\w+)+"
@@ -224,7 +226,7 @@ class _Archive(_Source):
             raise ValueError(f"{printable(name)} is compressed or encrypted, which torch never "
                              "does: save the weights with torch again")
         header = bytes(self._bytes[max(0, info.header_offset) :][:30])
-        if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+        if info.header_offset < 0 or len(header) < 30 or not header.startswith(b"PK\x03\x04"):
             raise ValueError(f"the archive is damaged: {printable(name)} is not where it should be")
         name_length, extra_length = struct.unpack("<HH", header[26:])
         start = info.header_offset + 30 + name_length + extra_length
@@ -358,8 +360,10 @@ def _dict_views(obj: object) -> dict[str, View]:
         obj = obj if nest is None else nest
     views = {name: value for name, value in obj.items() if type(value) is View}
     if not views:
-        inner = [printable(name, 40) for name, value in obj.items() if type(value) is dict
-                 and any(type(item) is View for item in value.values())]
+        # a glance: many names may stand for one large dict
+        inner = [printable(name, 40) for name, value in itertools.islice(obj.items(), _GLANCE)
+                 if type(value) is dict and any(
+                     type(item) is View for item in itertools.islice(value.values(), _GLANCE))]
         there = f", but under {', '.join(inner[:6])}: save one of them alone" if inner else ""
         raise ValueError(f"holds no named tensors{there}")
     return views

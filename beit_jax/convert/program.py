@@ -13,7 +13,7 @@ from collections.abc import Callable
 from beit_jax.lazy_array import printable
 
 MAX_BYTES = 16 * 2**20  # of a program; one of 1,000 tensors has 0.1 MB
-_MAX_STEPS = 2_000_000  # and what they copy; one of 1,000 tensors takes 40,000
+_MAX_STEPS = 1_000_000  # and what they copy; one of 1,000 tensors takes 40,000
 
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",

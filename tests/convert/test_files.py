@@ -386,6 +386,17 @@ def test_an_export_never_takes_the_place_of_a_runs_config(tmp_path, capsys, ther
         assert not (tmp_path / "to" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("heads, message", [
+    ("3", "--num_heads=3 does not divide the width 64"), ("-1", "--num_heads=-1 does not divide"),
+    ("4", ""), ("0", "")])
+def test_heads_of_an_export_fit_the_weights(tmp_path, capsys, heads, message):
+    ours, made = str(tmp_path / "ours.npz"), tmp_path / "model.safetensors"
+    files.write(ours, convert.to_ours(toy_vit(), "microsoft"))
+    run = ["--reverse", "--source", "huggingface", "--input", ours, "--output", str(made)]
+    assert main([*run, "--num_heads", heads]) == (1 if message else 0)
+    assert message in capsys.readouterr().err and made.exists() != bool(message)
+
+
 def test_an_expression_that_is_none_is_a_wrong_command_line(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--source", "timm", "--input", "x.pth", "--output", "x.npz", "--drop", "["])

@@ -170,13 +170,16 @@ def no_hang():
 def test_changed_files_are_right_or_refused_in_one_line(tmp_path, no_hang, form):
     fmt, whole, part, around, has_checksums = FORMATS[form]
     draw, path = random.Random(form), tmp_path / "x.pth"
-    path.write_bytes(whole)
+    file = path.open("w+b", buffering=0)
+    file.write(whole)
     original = files.read(str(path))
     convert.to_ours(original, fmt)
     read = refused = 0
     for i in range(MUTANTS):
         content = mutant(whole, draw) if i % 2 else around(mutant(part, draw))
-        path.write_bytes(content)
+        file.seek(0)
+        file.write(content)
+        file.truncate()
         signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
         tracemalloc.reset_peak()
         began = tracemalloc.get_traced_memory()[0]
@@ -200,4 +203,5 @@ def test_changed_files_are_right_or_refused_in_one_line(tmp_path, no_hang, form)
             if i % 2 and has_checksums:
                 np.testing.assert_array_equal(array, original[name])
             assert all(stands_in(value, content) for value in array.ravel()), (i, name)
+    file.close()
     assert read > 10 and refused > 100

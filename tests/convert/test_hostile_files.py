@@ -95,6 +95,9 @@ HOSTILE = {
     "a_list_that_holds_itself": b"\x80\x02]q\x00h\x00a.",
     "tuples_40_deep_as_a_key": b"\x80\x02}" + shared(40, b"\x86") + b"K\x00s" + END,
     "nothing_at_all": b"\x80\x02}.",
+    "many_names_of_one_large_dict": b"\x80\x02}(" + b"".join(
+        text(str(i)) + b"N" for i in range(4000)) + b"uq\x000}(" + b"".join(
+            text(str(i)) + b"h\x00" for i in range(4000)) + b"u.",
     "a_name_with_a_terminal_escape": state_dict(tensor(storage(12)), "a\x1b[2Jb"),
     "a_name_to_load_with_one": b"cos\x1b[2J\nmkdir\n.",
     "a_name_of_100_000_letters": state_dict(tensor(storage(12)), "a" * 100_000),
