@@ -94,6 +94,7 @@ def base() -> ConfigDict:
             eval_resize="crop",  # crop, squash
             eval_crop_ratio=0.0,  # 0 = 1 for images of at most 32 px or at least 384 px, else 0.875
             fast=False,
+            accept_changed=False,  # go on although the training examples have changed
             max_broken=10,  # image files that may break during a run
             threads=0,
             synthetic_examples=64,

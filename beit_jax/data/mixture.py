@@ -48,7 +48,8 @@ def seed_of(seed: int, name: str) -> int:
 def joined_info(infos: Sequence[DataInfo]) -> DataInfo:
     """Sums over the streams."""
     return DataInfo(sum(info.num_train for info in infos), sum(info.num_eval for info in infos),
-                    0, (), max(info.vocab_size for info in infos))
+                    0, (), max(info.vocab_size for info in infos),
+                    " ".join(info.digest for info in infos))
 
 
 def shared_tokenizer(tokenizers: Mapping[str, Tokenizer | None]) -> Tokenizer | None:

@@ -50,6 +50,8 @@ class DataOptions:
       max_broken: image files of a split that may break while the run reads them (deleted, cut
         short, not to be read): each is named and left out, another example stands for it; one more
         ends the run. Files that are broken at the start are left out without being counted.
+      accept_changed: True goes on with a workdir although the training examples (their number,
+        classes, names, sizes, labels or texts) are not those that it was trained with.
       threads: threads for decoding and augmentation; 0 = one for each core.
       synthetic_examples, synthetic_classes: size of the "synthetic" data.
       text_length: tokens of a text with <s> and </s>; 0 = no text is read.
@@ -102,6 +104,7 @@ class DataOptions:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     max_broken: int = 10
+    accept_changed: bool = False
     threads: int = 0
     synthetic_examples: int = 64
     synthetic_classes: int = 10
@@ -175,13 +178,15 @@ class DataInfo:
     """What a source holds: numbers of examples, and the names of its classes, if it has any.
 
     num_eval is 0 where there is no validation split. vocab_size: rows of a table of its tokens, 0
-    without texts. Of a mixture: sums over its streams, and no classes.
+    without texts. digest: tells whether two lists of training examples are the same, see
+    `source.digest`; no part of a comparison. Of a mixture: sums over its streams, and no classes.
     """
     num_train: int
     num_eval: int
     num_classes: int
     class_names: tuple[str, ...]
     vocab_size: int = 0
+    digest: str = dataclasses.field(default="", compare=False)
 
 
 class SplitInfo(NamedTuple):

@@ -16,6 +16,7 @@ from beit_jax.data.options import DataInfo, DataOptions, SplitInfo
 from beit_jax.data.source import (
     MissingSplit,
     Source,
+    digest,
     each_text,
     few,
     few_per_class,
@@ -56,7 +57,8 @@ def _describe(options: DataOptions, may_lack_eval: bool) -> DataInfo:
     pieces = train.tokenizer.num_pieces if train.tokenizer else token_ids.RELEASED_PIECES
     vocab_size = 0 if train.texts is None else token_ids.table_rows(pieces)
     return DataInfo(len(chosen) if chosen is not None else train.num_examples, num_eval,
-                    len(train.class_names), train.class_names, vocab_size)
+                    len(train.class_names), train.class_names, vocab_size,
+                    digest(train, chosen))
 
 
 def num_labelled(options: DataOptions, split: str, limit: int = 0) -> int:

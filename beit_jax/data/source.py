@@ -1,4 +1,8 @@
 """The form in which every data set reaches the pipeline, and the choice of examples from it."""
+import functools
+import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +59,47 @@ class Source(NamedTuple):
     tokenizer: Tokenizer | None = None
     arrays: Mapping[str, np.ndarray] = {}
     records: Sequence[Any] | None = None
+
+
+def digest(source: Source, chosen: np.ndarray | None = None) -> str:
+    """Equal for two lists of the same examples in the same order, wherever they lie.
+
+    Of their number, class names, labels, texts and whatever else comes in arrays; of image files
+    the names below their common folder, and sizes. Pixels are not looked at.
+
+    Args: chosen: numbers of the examples that are used; None: all.
+    """
+    found = hashlib.blake2b(digest_size=16)
+
+    def add(*values) -> None:
+        for value in values:
+            if value is not None:
+                found.update(np.ascontiguousarray(value).tobytes())
+            found.update(b"|")
+
+    found.update(json.dumps([source.num_examples, source.class_names]).encode())
+    add(source.labels, source.image_of, chosen)
+    if source.texts is not None:
+        add(source.texts.ids, source.texts.start, source.texts.count, source.texts.first)
+    for name in sorted(source.arrays):
+        add(source.arrays[name])
+    if source.paths is not None:
+        found.update(_names_and_sizes(tuple(source.paths.tolist())))
+    return found.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)  # the list may be a million long
+def _names_and_sizes(paths: tuple[str, ...]) -> bytes:
+    """Names below their common folder, and sizes; -1 of a file that is gone."""
+    def size(path):
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return -1
+
+    below = len(os.path.dirname(os.path.commonprefix(paths)))
+    return (os.fsencode("\n".join(path[below:] for path in paths))
+            + np.array([size(path) for path in paths], np.int64).tobytes())
 
 
 def subset(source: Source, numbers: np.ndarray) -> Source:

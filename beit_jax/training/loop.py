@@ -58,7 +58,7 @@ def _run(config, workdir: str, name: str, evaluate_only: bool, force: bool,
     config, info, task = recipe.with_task(config, opts, evaluate_only)
     state.check_statistics(config, task.frozen, workdir)
     taken = contextlib.nullcontext() if evaluate_only else records.taken(
-        config, workdir, recipe.lengths(config, opts, info.num_train)[0], force)
+        config, workdir, info, recipe.lengths(config, opts, info.num_train)[0], force)
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
     with (taken, sharding.use(mesh), jax.default_matmul_precision(precision),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints,

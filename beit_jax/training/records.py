@@ -22,12 +22,12 @@ from beit_jax.training import recipe
 
 log = logging.getLogger(__name__)
 
-HISTORY = "config_history.jsonl"
+HISTORY, DATA = "config_history.jsonl", "data.json"
 _NAMED = 8  # differences that a message names
 # what a finished run's numbers do not depend on: sections, and keys of whatever section
 _HARMLESS_SECTIONS = ("log", "checkpoint", "mesh")
 _HARMLESS_KEYS = ("every_steps", "every_epochs", "pictures", "threads", "eval_batch_size",
-                  "accept_other_statistics")
+                  "accept_other_statistics", "accept_changed")
 # what makes saved weights, or the count of their steps, mean something else
 _OF_THE_MODEL, _OF_THE_STEPS = ("task", "model"), ("data/global_batch_size",)
 _PATHS = ("checkpoint", "path", "annotations", "questions", "answers", "tokenizer")
@@ -71,22 +71,23 @@ def finished(config, workdir: str, force: bool = False) -> dict[str, float] | No
 
 
 @contextlib.contextmanager
-def taken(config, workdir: str, total: int, force: bool = False) -> Iterator[None]:
+def taken(config, workdir: str, info, total: int, force: bool = False) -> Iterator[None]:
     """Takes a workdir for a run: nobody else may, its config is compared and written anew.
 
     Args:
+      info: data.pipeline.DataInfo.
       total: steps at the end of the run.
       force: let changes pass that are refused otherwise.
-    Raises: ValueError: another run is at work there; another task, model or batch, unless forced;
-      more steps than `total` are done; a config.json that cannot be read. OSError: the folder
-      cannot be written.
+    Raises: ValueError: another run is at work there; another task, model or batch, or other data,
+      unless forced; more steps than `total` are done; a config.json that cannot be read.
+      OSError: the folder cannot be written.
     """
     with lock(workdir):
-        _compare_and_write(config, workdir, total, force)
+        _compare_and_write(config, workdir, info, total, force)
         yield
 
 
-def _compare_and_write(config, workdir: str, total: int, force: bool) -> None:
+def _compare_and_write(config, workdir: str, info, total: int, force: bool) -> None:
     """See `taken`."""
     folder, new, changed = absolute(workdir), plain(config), {}
     path = folder / "config.json"
@@ -98,6 +99,8 @@ def _compare_and_write(config, workdir: str, total: int, force: bool) -> None:
                     path, done)
     if done:  # else there is nothing yet that a change could spoil
         _refuse(changed, workdir, done, total, force)
+        accepted = force or config.data.get("accept_changed", False)
+        changed |= _compare_data(folder, info, done, accepted)
     if changed:
         log.warning("this config is not the one in %s: %s", path, _told(changed, len(changed)))
     if jax.process_index() != 0:
@@ -105,6 +108,44 @@ def _compare_and_write(config, workdir: str, total: int, force: bool) -> None:
     if changed:
         _remember(folder / HISTORY, done, changed, force)
     _write(path, new)
+    _write(folder / DATA, _facts(info))
+
+
+def _facts(info) -> dict[str, Any]:
+    """What is kept of the data."""
+    return {"num_train": info.num_train, "num_eval": info.num_eval,
+            "class_names": list(info.class_names), "digest": info.digest}
+
+
+def _compare_data(folder, info, done: int, accepted: bool) -> dict[str, tuple]:
+    """What is not as it was when the run began.
+
+    Raises: ValueError: the training examples, unless that is accepted.
+    """
+    if not (folder / DATA).exists():
+        return {}
+    old, new = _read(folder / DATA), _facts(info)
+    changed = {key: (old.get(key, _NOT_SET), new[key]) for key in new if old.get(key) != new[key]}
+    found = []
+    if "num_train" in changed:
+        found.append("there were {} training examples, there are {}".format(*changed["num_train"]))
+    if "class_names" in changed:
+        before, after = changed["class_names"]
+        before = before if isinstance(before, list) else []
+        gone, more = ([str(name) for name in one if name not in other][:_NAMED]
+                      for one, other in ((before, after), (after, before)))
+        found.append("; ".join((*(f"class {name} is gone" for name in gone),
+                                *(f"class {name} is new" for name in more)))
+                     or "the classes have another order")
+    if "digest" in changed and not found:
+        found.append("names, sizes, labels or texts of the training examples are others")
+    if found and not accepted:
+        raise ValueError(
+            f"the data are not those that {folder} was trained with up to step {done}: "
+            f"{'; '.join(found)}, so that order and labels would be others: put the data back, "
+            "take another --workdir, or accept it with --config.data.accept_changed=True")
+    changed.pop("class_names", None)  # thousands, of some data
+    return {f"{DATA}/{key}": values for key, values in changed.items()}
 
 
 def _refuse(changed: Mapping[str, tuple], workdir: str, done: int, total: int, force: bool) -> None:

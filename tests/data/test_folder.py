@@ -2,6 +2,7 @@
 import io
 import itertools
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -448,3 +449,24 @@ def test_resume_holds_for_folders(tmp_path):
     for a, b in zip(whole[4:], resumed, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_the_digest_follows_the_list_of_images_and_not_the_place(tmp_path):
+    for label in ("ant", "bee", "cow"):
+        for k in range(3):
+            _save(tmp_path / "a" / label / f"{k}.png", _picture(k))
+
+    def digest_of(name, change, **keys):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        change(tmp_path / name)
+        return pipeline.describe(_options(tmp_path / name, **keys)).digest
+
+    first = pipeline.describe(_options(tmp_path / "a")).digest
+    assert digest_of("copied", lambda root: None) == first
+    others = {digest_of(name, change) for name, change in {
+        "renamed": lambda root: (root / "ant").rename(root / "dog"),
+        "removed": lambda root: (root / "bee" / "1.png").unlink(),
+        "swapped": lambda root: (root / "bee" / "1.png").rename(root / "cow" / "9.png"),
+        "another": lambda root: _picture(7).save(root / "bee" / "1.png")}.items()}
+    assert len(others | {first}) == 5
+    assert digest_of("fewer", lambda root: None, examples_per_class=2) != first

@@ -388,3 +388,17 @@ def test_the_two_images_are_augmented_independently(make, tmp_path):
     stored = pixel(2 * number[:, None] + np.arange(2))
     brightness = batch["image"].astype(float).mean((2, 3, 4)) / stored
     assert (np.abs(brightness[:, 0] - brightness[:, 1]) > 0.05).all()
+
+
+def test_the_digest_follows_the_texts(make, tmp_path):
+    pairs(tmp_path)
+    train, val = ((tmp_path / f"{split}.jsonl").read_text() for split in ("train", "val"))
+    digests = []
+    for i, lines in enumerate((train, train, train.replace("cat", "dog"))):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "train.jsonl").write_text(lines)
+        (folder / "val.jsonl").write_text(val)
+        digests.append(pipeline.describe(make(
+            name="pairs", annotations=str(folder / "{split}.jsonl"), eval_split="val")).digest)
+    assert digests[0] == digests[1] != digests[2]

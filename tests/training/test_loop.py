@@ -259,8 +259,8 @@ def test_what_a_run_leaves(toy, tmp_path):
     result = loop.run(toy.get_config(eval__pictures=3, log__tensorboard=True,
                                      log__every_steps=4), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        ".lock", "config.json", "checkpoints", "metrics.jsonl", "result.json", "tensorboard",
-        "figures"}
+        ".lock", "config.json", "data.json", "checkpoints", "metrics.jsonl", "result.json",
+        "tensorboard", "figures"}
     assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 4
     assert (tmp_path / "figures" / "inputs.png").stat().st_size
     lines = read_metrics(tmp_path)

@@ -1,6 +1,7 @@
 """A workdir and its config: what has changed is told, or refused; two runs never share one."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -126,6 +127,35 @@ def test_accepted_changes_are_remembered(toy, ended):
     assert first["changed"] == {"total_steps": [4, 5]}
     assert second["changed"] == {"total_steps": [5, 6], "data.global_batch_size": [8, 16]}
     assert (second["step"], second["forced"]) == (5, True)
+
+
+@pytest.mark.parametrize("change, told", [
+    (dict(num_train=63), "there were 64 training examples, there are 63"),
+    (dict(class_names=("a", "kat", "c", "d")), "class b is gone; class kat is new"),
+    (dict(class_names=("b", "a", "c", "d")), "the classes have another order"),
+    (dict(digest="2"), "names, sizes, labels or texts of the training examples are others"),
+], ids=["number", "renamed", "order", "list"])
+def test_other_data_are_refused_on_resume_unless_accepted(
+        toy, ended, monkeypatch, caplog, change, told):
+    info = dataclasses.replace(toy.describe(None), **change)
+    monkeypatch.setattr("beit_jax.data.pipeline.describe", lambda options: info)
+    before = (ended / "data.json").read_text()
+    with pytest.raises(ValueError, match=f"up to step 4: {told}.*accept_changed=True"):
+        loop.run(toy.get_config(total_steps=5), ended)
+    assert (ended / "data.json").read_text() == before
+    loop.run(toy.get_config(total_steps=5, data__accept_changed=True), ended)
+    assert json.loads((ended / "data.json").read_text()) == json.loads(before) | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in change.items()}
+    loop.run(toy.get_config(total_steps=6), ended)  # accepted once and for all
+    line = json.loads((ended / records.HISTORY).read_text().splitlines()[0])
+    assert line["step"] == 4 and line["changed"]["data.accept_changed"] == [False, True]
+
+
+def test_other_data_of_an_evaluation_are_told(toy, ended, monkeypatch, caplog):
+    info = dataclasses.replace(toy.describe(None), num_eval=3)
+    monkeypatch.setattr("beit_jax.data.pipeline.describe", lambda options: info)
+    loop.run(toy.get_config(total_steps=5), ended)
+    assert "data.json.num_eval was 21, is 3" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["[1]", '"a"', "null", "{", "", "[" * 100_000, '{"data": 3}'],
