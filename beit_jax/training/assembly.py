@@ -77,7 +77,8 @@ def assemble(config, opts, name: str, workdir: str, mesh, task, info, checkpoint
         out_shardings=(sharding.shardings(abstract, mesh), sharding.replicated(mesh)))
     draw_pictures = evaluate.make_pictures(task, opts.eval.pictures, mesh)
     split = opts.eval.split
-    has_rows = info.num_eval or split == "train"  # of which there always are some
+    # another split than that of config.data.eval_split is there: evaluate.check_data has looked
+    has_rows = info.num_eval or split != "validation"
     if not has_rows:
         log.warning("%s: the data has no examples to evaluate on", name)
 

@@ -101,6 +101,21 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
             writer.write_late()
             yield
 
+    @contextlib.contextmanager
+    def saved_before_leaving(number: int):
+        """An error of the data leaves once the state after `number` steps is saved."""
+        try:
+            yield
+        except (ValueError, OSError):
+            if number > job.start and jax.process_count() == 1:  # others would not save with us
+                with paused():
+                    writer.flush()
+                    job.checkpoints.save(number, current)
+                    job.checkpoints.wait()
+                log.warning("%s: step %d is saved: the same command goes on from there", job.name,
+                            number)
+            raise
+
     def is_measured(number: int) -> bool:
         return number == job.total or bool(eval_every and number % eval_every == 0)
 
@@ -113,7 +128,7 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
         result = measure(job.start)  # a signal came meanwhile
         job.checkpoints.rate(job.start, _scores(result))
     for number in range(job.start + 1, job.total + 1):
-        with watch.waiting():
+        with saved_before_leaving(number - 1), watch.waiting():
             batch = sharding.global_batch(next(job.batches), job.mesh)
         current, metrics = job.train_step(current, job.frozen, batch)
         in_flight.add(number, metrics)
@@ -128,7 +143,7 @@ def train(job: Job, writer: MetricWriter) -> dict[str, float]:
             writer.later(number, metrics | job.rates(number - 1), watch.read(in_flight.finished()))
         measured, stop = {}, False
         if is_measured(number):
-            with paused():
+            with saved_before_leaving(number), paused():
                 try:
                     measured = result = measure(number)
                     writer.pictures(number, job.draw(current))

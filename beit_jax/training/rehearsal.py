@@ -56,7 +56,7 @@ def metric_names(task: Task, opts: recipe.Recipe, info, variables: Mapping[str, 
 
     Args: variables: shapes, as of `variables_of`.
     """
-    if not info.num_eval and opts.eval.split != "train":
+    if not info.num_eval and opts.eval.split == "validation":
         return ()
     near = tuple(f"knn_{k}" for k in opts.eval.knn)
     if task.judge is not None:  # asks the data, so that only it knows
