@@ -25,6 +25,8 @@ NPZ, SAFETENSORS, TORCH = ".npz", ".safetensors", "torch"
 _HEAD = 512  # bytes that tell what a file is
 _MAX_HEADER = 2 * 2**20  # bytes of a .safetensors header; one of 1,000 arrays has 0.1 MB
 _MAX_ARRAY_HEADER = 10_000  # bytes in front of an array in .npz; numpy writes under 200
+_MAX_LIST = 4 * 2**20  # bytes of the list of an archive's members; of 1,000 arrays 0.1 MB
+_MAX_END = 2**16 + 200  # bytes at an archive's end that tell where the list is, with a comment
 _MAX_PACKED = 8  # how much larger a compressed archive may become,
 _SMALL = 32 * 2**20  # unless it stays below so many bytes
 _CHUNK = 2**20
@@ -88,7 +90,22 @@ def kind_of(file: BinaryIO) -> str:
                      "torch.save writes")
 
 
+def _check_list(file: BinaryIO) -> None:
+    """Refuses an archive whose list of members is too long: zipfile takes ten times its bytes."""
+    size = _size(file)
+    file.seek(max(0, size - _MAX_END))
+    end = file.read(_MAX_END)
+    file.seek(0)
+    for mark, place, width in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8)):
+        for found in re.finditer(re.escape(mark), end):
+            field = end[found.start() + place :][:width]
+            length = int.from_bytes(field, "little")
+            if length > _MAX_LIST and field != b"\xff" * 4:
+                raise ValueError(f"the archive's list of members has {length:,} bytes")
+
+
 def _kind_of_archive(file: BinaryIO) -> str:
+    _check_list(file)
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -60,6 +60,8 @@ def import_(arguments) -> None:
             arrays = stack.enter_context(files.opened(path))
             if arguments.source == "dalle":
                 arrays = _with_part(path, arrays)
+            if reference.keys() & arrays.keys():
+                raise ValueError(f"{path} is the same part of DALL-E as the file before it")
             reference |= arrays
         fmt = convert.get_format(arguments.source)
         kept = _drop(reference, arguments.drop)

@@ -404,7 +404,7 @@ def test_an_expression_that_is_none_is_a_wrong_command_line(capsys):
     assert "'[' is no regular expression: unterminated" in capsys.readouterr().err
 
 
-def test_command_line_tells_encoder_and_decoder_apart_and_writes_both(tmp_path):
+def test_command_line_tells_encoder_and_decoder_apart_and_writes_both(tmp_path, capsys):
     parts = {"encoder": toy_dvae(3, 8, 5), "decoder": toy_dvae(5, 4, 6)}
     paths = [str(tmp_path / f"{part}.pth") for part in ("decoder", "encoder")]
     for path, part in zip(paths, ("decoder", "encoder")):
@@ -412,6 +412,8 @@ def test_command_line_tells_encoder_and_decoder_apart_and_writes_both(tmp_path):
     ours = str(tmp_path / "ours.npz")
     assert main(["--source", "dalle", "--input", *paths, "--output", ours]) == 0
     assert "encoder/blocks/group_1/block_1/id_path/w" in files.read(ours)
+    assert main(["--source", "dalle", "--input", paths[0], paths[0], "--output", ours]) == 1
+    assert "is the same part of DALL-E" in capsys.readouterr().err
     again = str(tmp_path / "again.pth")
     assert main(["--source", "dalle", "--input", ours, "--output", again, "--reverse"]) == 0
     for part, expected in parts.items():

@@ -264,6 +264,13 @@ def test_npz_are_not_unpacked_beyond_measure_nor_read_twice(tmp_path):
     refused(tmp_path / "shared.npz")
 
 
+def test_an_archive_of_too_many_members_is_refused(tmp_path):
+    size = 5_000_000
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, size, 0, 0)
+    (tmp_path / "x.pth").write_bytes(b"PK\x01\x02" + bytes(size - 4) + end)
+    assert "list of members has 5,000,000 bytes" in refused(tmp_path / "x.pth")
+
+
 NO_WEIGHTS = {
     "is a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
     "is a web page": b"\n<!DOCTYPE html>\n<html><head>", "is a text in JSON": b'{"error": "gone"}',
