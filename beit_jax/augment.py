@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from beit_jax.options import Count, NonNegative, Share
+
 _ERASING_ATTEMPTS = 10
 _ERASING_AREA = (0.02, 1.0 / 3.0)
 _ERASING_LOG_ASPECT = math.log(1.0 / 0.3)
@@ -29,11 +31,11 @@ class MixOptions:
         GPU batch of 64 to 128 images.
     """
 
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch_probability: float = 0.5
-    group_size: int = 128
+    random_erasing: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    switch_probability: Share = 0.5
+    group_size: Count = 128
 
 
 def random_erasing(key, image, probability: float):
@@ -66,6 +68,15 @@ def random_erasing(key, image, probability: float):
     return jnp.where(inside[..., None], noise, image)
 
 
+def check_groups(batch: int, options: MixOptions) -> None:
+    """Refuses a batch that `mix` cannot divide into its groups. Raises: ValueError."""
+    group = min(options.group_size, batch)
+    if (options.mixup or options.cutmix) and batch % group:
+        raise ValueError(f"a batch of {batch} images (data.global_batch_size over "
+                         "optim.accumulation_steps) is no multiple of config.augment.group_size="
+                         f"{group}")
+
+
 def mix(key, image, target, options: MixOptions):
     """Mixup or cutmix of each image with its mirror partner in the group.
 
@@ -81,10 +92,8 @@ def mix(key, image, target, options: MixOptions):
     if options.mixup <= 0 and options.cutmix <= 0:
         return image, target
     b, h, w, c = image.shape
+    check_groups(b, options)
     group = min(options.group_size, b)
-    if b % group:
-        raise ValueError(f"a batch of {b} images (data.global_batch_size over "
-                         f"optim.accumulation_steps) is no multiple of augment.group_size={group}")
     # the group axis comes second: splitting a batch-sharded axis this way moves no data
     images = image.reshape(group, b // group, h, w, c).swapaxes(0, 1)
     targets = target.reshape(group, b // group, -1).swapaxes(0, 1)

@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from beit_jax import array_files
 from beit_jax.lazy_array import printable
+from beit_jax.options import Count, Natural
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +63,10 @@ class CheckpointOptions:
       keep_every_steps: steps that are multiples of this are kept for good; 0 = none.
     """
 
-    every_steps: int = 1000
-    keep_last: int = 2
+    every_steps: Natural = 1000
+    keep_last: Count = 2
     keep_best: str = ""
-    keep_every_steps: int = 0
-
-    def __post_init__(self):
-        if self.keep_last < 1:
-            raise ValueError(f"config.checkpoint.keep_last={self.keep_last} keeps nothing to go on "
-                             "from: set 1 or more")
+    keep_every_steps: Natural = 0
 
 
 class Checkpoints:

@@ -6,9 +6,12 @@ All draws are functions of a key alone, so masks need no state and are the same 
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+from beit_jax.options import Count
 
 KINDS = ("block", "block_exact", "random")
 _UNREAD = {"random": ("min_block", "max_block"), "block": ("cell",), "block_exact": ("cell",),
@@ -28,11 +31,11 @@ class MaskOptions:
         patches, 2 of 16 px hides cells of 32 px (Img2Vec, SimMIM).
     """
 
-    kind: str = "block"
-    num_masked: int = 75
-    min_block: int = 16
-    max_block: int | None = None
-    cell: int = 1
+    kind: Literal[*KINDS, "none"] = "block"
+    num_masked: Count = 75
+    min_block: Count = 16
+    max_block: Count | None = None
+    cell: Count = 1
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -41,6 +44,10 @@ class MaskOptions:
                 raise ValueError(f"mask.{field.name}={value} has no effect here: mask.kind="
                                  f"{self.kind} does not read it; remove it, or leave it at "
                                  f"{field.default}")
+
+        if self.max_block is not None and self.max_block < self.min_block:
+            raise ValueError(f"config.mask.max_block={self.max_block} must be at least "
+                             f"mask.min_block={self.min_block}")
 
     def check(self, grid: tuple[int, int]) -> None:
         """Refuses a grid that these masks do not fit. Raises: ValueError."""

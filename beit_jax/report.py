@@ -11,6 +11,7 @@ import rich.table
 
 from beit_jax import options
 from beit_jax.checkpoint import absolute
+from beit_jax.options import Finite, Natural
 
 SORTS = ("", "ascending", "descending")
 
@@ -41,8 +42,8 @@ class ReportOptions:
     head: str = ""
     setting: str = "setting"
     unit: str = ""
-    scale: float = 1.0
-    digits: int = 2
+    scale: Finite = 1.0
+    digits: Natural = 2
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sort: str = ""
 
@@ -50,8 +51,6 @@ class ReportOptions:
         if self.sort not in SORTS:
             raise ValueError(f"config.report.sort={self.sort!r} is none of {', '.join(SORTS[1:])}; "
                              "leave it empty to keep the order of the rows")
-        if self.digits < 0:
-            raise ValueError(f"config.report.digits={self.digits} must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Column:
     """One of `ReportOptions.columns`; rows that `stages` does not name take their own stages."""
 
     metric: str
-    scale: float = 1.0
+    scale: Finite = 1.0
     stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -6,13 +6,14 @@ fixed number of slots, so that shapes are static whatever the lengths.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from beit_jax import token_ids
+from beit_jax.options import Share, within
 
 BERT = (0.8, 0.1, 0.1)  # shares of hidden tokens that become <mask>, stay, become a random piece
 ALWAYS_MASK = (1.0, 0.0, 0.0)
@@ -37,8 +38,8 @@ class HiddenText(NamedTuple):
 class HideOptions:
     """What a config says of hiding words: see `hide_content`, `hide_caption`."""
 
-    rate: float
-    corruption: tuple[float, float, float] = BERT
+    rate: Annotated[float, within(above=0, high=1)]
+    corruption: tuple[Share, Share, Share] = BERT
 
     def __post_init__(self):
         check(self.rate, self.corruption)

@@ -13,12 +13,13 @@ PURE = {"options", "augment", "masking", "losses", "dvae_losses", "metrics", "fl
         "caption_java", "vqa_metrics", "retrieval_metrics"}
 # what a folder or file may import of beit_jax; a longer name wins over its folder's
 MAY = {
-    "options": set(), "augment": set(), "masking": set(), "losses": {"vectors"},
+    # options: what a value of a config may be stands beside it, wherever it is read
+    "options": set(), "augment": {"options"}, "masking": {"options"}, "losses": {"vectors"},
     "dvae_losses": set(), "vectors": set(),
     "metrics": {"vectors"}, "flops": set(), "compile_cache": set(),
-    "checkpoint": {"array_files", "lazy_array"},
+    "checkpoint": {"array_files", "lazy_array", "options"},
     "report": {"checkpoint", "options"},
-    "token_ids": set(), "text_masking": {"token_ids"},
+    "token_ids": set(), "text_masking": {"token_ids", "options"},
     "caption_java": set(), "caption_words": set(), "caption_metrics": {"caption_words"},
     "vqa_metrics": set(),
     "retrieval_metrics": set(), "train_tokenizer": {"token_ids", "data.text_ops"},
@@ -26,8 +27,8 @@ MAY = {
     "data": {"data", "options", "token_ids", "vqa_metrics"},
     "lazy_array": set(), "array_files": {"lazy_array"},
     "convert": {"convert", "checkpoint", "array_files", "lazy_array"},
-    "models": {"models", "vectors"},
-    "targets": {"targets", "models", "vectors", "flops"},
+    "models": {"models", "vectors", "options"},
+    "targets": {"targets", "models", "vectors", "flops", "options"},
     # class_lists: which classes evaluation chooses among is part of a task, and pure
     "tasks": {"tasks", "targets", "models", "data.text_ops", "data.class_lists"}
              | PURE - {"checkpoint"},

@@ -25,6 +25,8 @@ def streams(options: DataOptions) -> dict[str, DataOptions]:
     Raises: ValueError: a key that no stream has, a stream without name, a mixture in a mixture, or
       batches that the shares do not divide.
     """
+    for name, section in options.streams.items():
+        config_options.read_section(section, f"config.data.streams.{name}")
     shares = {name: _share(name, section) for name, section in options.streams.items()}
     inherited = {field.name: getattr(options, field.name)
                  for field in dataclasses.fields(options) if field.name not in (*_OWN, "name")}
@@ -36,7 +38,11 @@ def streams(options: DataOptions) -> dict[str, DataOptions]:
             raise ValueError(f"{where}.{key} cannot be set: a stream gets its share of "
                              "config.data.global_batch_size")
         batches = {key: _part(options, key, shares, name) for key in _OWN[1:]}
-        made[name] = config_options.build(DataOptions, inherited | own, where, **batches)
+        try:
+            made[name] = config_options.build(DataOptions, inherited | own, where, **batches)
+        except ValueError as error:  # what DataOptions says of itself names config.data alone
+            raise ValueError(str(error).replace("config.data.", f"{where}.", 1)
+                             if where not in str(error) else str(error)) from error
     return made
 
 
@@ -92,7 +98,7 @@ def joined_eval(batches: Mapping[str, Iterator[dict]],
 
 def _share(name: str, section) -> int:
     share = section.get("share", 1)
-    if not isinstance(share, int) or share < 1:
+    if config_options.fault(config_options.Count, share):
         raise ValueError(f"config.data.streams.{name}.share={share!r} is no part of a batch: 1, 2, "
                          "...")
     return share

@@ -2,15 +2,21 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from beit_jax.data.text_ops import Tokenizer
+from beit_jax.options import Count, Mean, Natural, NonNegative, Positive, Rule, Share, Std
 
 CROPS = ("resized", "resized_once", "pad", "none", "dvae")
 FILTERS = ("bilinear", "bicubic", "lanczos3")
 CAPTIONS = ("drawn", "each")
 MATCHINGS = ("auto", "written", "normal")
 EVAL_RESIZES = ("crop", "squash")
+# what randaugment.parse reads: the strengths of "rand" are the increasing ones, inc1
+_POLICY = r"((rand(?=.*-inc1(-|$))|vl(?!.*-inc))(-((m|mstd|p)\d+(\.\d+)?|n[1-9]\d?|inc1))+)?"
+
+
+CropRatio = Annotated[float, Rule(lambda r: r == 0 or 0.1 <= r <= 1, "0, or from 0.1 to 1")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,47 +85,47 @@ class DataOptions:
     Raises: ValueError: a value that nothing could be done with.
     """
     name: str
-    global_batch_size: int
-    image_px: int
+    global_batch_size: Count
+    image_px: Count
     path: str = ""
     train_split: str = "train"
     eval_split: str = "validation"
-    holdout_per_class: int = 0
-    examples_per_class: int = 0
-    train_examples: int = 0
-    subset_seed: int = 0
-    eval_batch_size: int = 0
-    target_px: int = 0
-    target_filter: str = "lanczos3"
-    crop: str = "resized"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: str = "bicubic"
-    flip: float = 0.5
-    color_jitter: float = 0.0
+    holdout_per_class: Natural = 0
+    examples_per_class: Natural = 0
+    train_examples: Natural = 0
+    subset_seed: Natural = 0
+    eval_batch_size: Natural = 0
+    target_px: Natural = 0
+    target_filter: Literal[*FILTERS] = "lanczos3"
+    crop: Literal[*CROPS] = "resized"
+    crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    interpolation: Literal[*FILTERS] = "bicubic"
+    flip: Share = 0.5
+    color_jitter: NonNegative = 0.0
     randaugment: str = ""
-    eval_resize: str = "crop"
-    eval_crop_ratio: float = 0.0
+    eval_resize: Literal[*EVAL_RESIZES] = "crop"
+    eval_crop_ratio: CropRatio = 0.0
     fast: bool = False
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    max_broken: int = 10
+    mean: Mean = (0.5, 0.5, 0.5)
+    std: Std = (0.5, 0.5, 0.5)
+    max_broken: Natural = 10
     accept_changed: bool = False
-    threads: int = 0
-    synthetic_examples: int = 64
-    synthetic_classes: int = 10
-    text_length: int = 0
+    threads: Natural = 0
+    synthetic_examples: Count = 64
+    synthetic_classes: Count = 10
+    text_length: Natural = 0
     tokenizer: str = ""
     text: str = ""
-    captions: str = "drawn"
+    captions: Literal[*CAPTIONS] = "drawn"
     annotations: str = ""
     questions: str = ""
     answers: str = ""
-    answers_min_count: int = 9
-    answer_matching: str = "auto"
+    answers_min_count: Count = 9
+    answer_matching: Literal[*MATCHINGS] = "auto"
     image_pattern: str = ""
     skip_defects: bool = False
-    holdout_images: int = 0
+    holdout_images: Natural = 0
     streams: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -128,40 +134,25 @@ class DataOptions:
                 raise ValueError(f"config.data.{key}={getattr(self, key)!r} is wrong: {what}")
 
         require(self.name, "name", 'name a source: "digit_scenes/plain", "folder", "cifar10"')
-        require(self.global_batch_size > 0, "global_batch_size", "it must be positive")
-        require(self.image_px > 0, "image_px", "it must be positive")
-        for key in ("holdout_per_class", "examples_per_class", "train_examples", "eval_batch_size",
-                    "target_px", "max_broken", "threads", "color_jitter", "holdout_images"):
-            require(getattr(self, key) >= 0, key, "it must not be negative")
         require(not (self.examples_per_class and self.train_examples), "train_examples",
                 "examples_per_class chooses already; set one of the two")
-        require(self.crop in CROPS, "crop", f"known: {', '.join(CROPS)}")
-        for key in ("interpolation", "target_filter"):
-            require(getattr(self, key) in FILTERS, key, f"known: {', '.join(FILTERS)}")
         require(self.target_px or self.target_filter == DataOptions.target_filter,
                 "target_filter", "it has no effect while target_px=0; remove it")
         low, high = self.crop_scale
-        require(0 < low <= high <= 1, "crop_scale", "it needs 0 < low <= high <= 1")
+        require(low <= high <= 1, "crop_scale", "it needs 0 < low <= high <= 1")
         low, high = self.crop_ratio
-        require(0 < low <= high, "crop_ratio", "it needs 0 < low <= high")
-        require(0 <= self.flip <= 1, "flip", "it is a probability")
-        require(self.eval_resize in EVAL_RESIZES, "eval_resize",
-                f"known: {', '.join(EVAL_RESIZES)}")
+        require(low <= high, "crop_ratio", "it needs low <= high")
         require(self.eval_resize == "crop" or not self.eval_crop_ratio, "eval_crop_ratio",
                 "it has no effect with eval_resize=squash; remove it")
-        require(0 <= self.eval_crop_ratio <= 1, "eval_crop_ratio", "it lies in 0..1 (0 = choose)")
-        policy = r"((rand|vl)(-[a-z]+[0-9.]+)+)?"
-        require(re.fullmatch(policy, self.randaugment), "randaugment",
+        require(re.fullmatch(_POLICY, self.randaugment), "randaugment",
                 'write e.g. "rand-m9-mstd0.5-inc1" or "vl-m7"')
-        require(min(self.synthetic_examples, self.synthetic_classes) > 0, "synthetic_examples",
-                "it and synthetic_classes must be positive")
+        for key, most in (("m", 10), ("p", 1)):
+            numbers = re.findall(rf"-{key}([0-9.]+)", self.randaugment)
+            require(all(float(number) <= most for number in numbers), "randaugment",
+                    f"{key} lies between 0 and {most}")
         require(self.text_length == 0 or self.text_length >= 3, "text_length",
                 "it needs room for <s>, a piece and </s>; 0 = no text")
         require(self.text_length or not self.text, "text", "it needs text_length, e.g. 64")
-        require(self.captions in CAPTIONS, "captions", f"known: {', '.join(CAPTIONS)}")
-        require(self.answer_matching in MATCHINGS, "answer_matching",
-                f"known: {', '.join(MATCHINGS)}")
-        require(self.answers_min_count > 0, "answers_min_count", "it must be positive")
         require((self.name == "mixture") == bool(self.streams), "streams",
                 'it and name="mixture" belong together')
 

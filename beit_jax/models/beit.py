@@ -1,5 +1,7 @@
 """What stands on BEiT's backbone: masked image modelling of v1 and v2, and the classifier."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from beit_jax.models import layers
 from beit_jax.models.blocks import token_init, weight_init
 from beit_jax.models.vit import VisionTransformer
+from beit_jax.options import Count, Natural, NonNegative
 
 
 class BeitForMim(VisionTransformer):
@@ -18,7 +21,7 @@ class BeitForMim(VisionTransformer):
     Source: microsoft/unilm beit/modeling_pretrain.py, VisionTransformerForMaskedImageModeling.
     """
 
-    vocab_size: int = 8192
+    vocab_size: Count = 8192
 
     def setup(self):
         super().setup()
@@ -69,21 +72,19 @@ class BeitV2ForMim(BeitForMim):
       VisionTransformerForMaskedImageModelingCLS.
     """
 
-    early_layer: int = 9
-    head_layers: int = 2
+    early_layer: Count = 9
+    head_layers: Count = 2
     shared_head: bool = True
-    head_init: str = "torch"
+    head_init: Literal["torch", "backbone"] = "torch"
 
-    def setup(self):
-        super().setup()
+    def check(self) -> None:
+        super().check()
         if not 0 < self.early_layer <= self.depth:
             raise ValueError(f"model.early_layer={self.early_layer} must lie between 1 and "
                              f"model.depth={self.depth}")
-        if self.head_layers < 1:
-            raise ValueError(f"model.head_layers={self.head_layers} must be 1 or more; task "
-                             "beit_pretrain has no head")
-        if self.head_init not in ("torch", "backbone"):
-            raise ValueError(f"model.head_init={self.head_init!r} is none of torch, backbone")
+
+    def setup(self):
+        super().setup()
         self.cls_pt_layers = self.stack(
             self.head_layers, "torch" if self.head_init == "torch" else self.initializer)
         if not self.shared_head:
@@ -115,19 +116,16 @@ class BeitForClassification(VisionTransformer):
 
     Args (call): image float [b, h, w, 3], normalised.
     Returns: logits float32 [b, num_classes].
-    Raises: ValueError: pool is neither "mean" nor "cls".
     Source: microsoft/unilm beit/modeling_finetune.py, VisionTransformer.
     """
 
-    num_classes: int = 1000
-    pool: str = "mean"
-    head_init_scale: float = 0.001
+    num_classes: Natural = 1000
+    pool: Literal["mean", "cls"] = "mean"
+    head_init_scale: NonNegative = 0.001
     initializer: str = "finetune"
 
     def setup(self):
         super().setup()
-        if self.pool not in ("mean", "cls"):
-            raise ValueError(f"model.pool={self.pool!r} is none of mean, cls")
         if self.pool == "mean":
             self.fc_norm = layers.LayerNorm(self.epsilon)
         else:

@@ -6,7 +6,7 @@ blocks are stacked on a leading layer axis.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from beit_jax.models import layers
 from beit_jax.models.beit3_embed import PositionTables, Table, VisionEmbed
-from beit_jax.models.multiway import Block, Cache, Multiway, Routes
+from beit_jax.models.multiway import INITIALISERS, Block, Cache, Multiway, Routes
 from beit_jax.models.stack import REMAT_POLICIES, scanned
-from beit_jax.models.vit import patch_grid
+from beit_jax.models.vit import MlpRatio, check_width, patch_grid
+from beit_jax.options import BelowOne, Count, Natural, Positive
 
 POSITION_OFFSET = 2  # the first two rows of both position tables are never read
 _HIDDEN = -1e9  # finite in float32, and softmax gives exactly 0
@@ -46,25 +47,25 @@ class Beit3(nn.Module):
     Source: BEiT-3 (arXiv 2208.10442), Sec. 2; torchscale model/BEiT3.py.
     """
 
-    image_px: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-    vocab_size: int = 64010
-    text_positions: int = 1024
+    image_px: Count
+    patch_size: Count
+    width: Count
+    depth: Count
+    num_heads: Count
+    mlp_ratio: MlpRatio = 4.0
+    vocab_size: Count = 64010
+    text_positions: Count = 1024
     modalities: str = "both"
     attention_experts: str = "separate"
-    vl_layers: int = 0
+    vl_layers: Natural = 0
     subln: bool = True
     final_norm: bool = True
-    initializer: str = "magneto"
-    init_std: float = 0.02
-    drop_path_rate: float = 0.0
-    epsilon: float = 1e-5
+    initializer: Literal[*INITIALISERS] = "magneto"
+    init_std: Positive = 0.02
+    drop_path_rate: BelowOne = 0.0
+    epsilon: Positive = 1e-5
     dtype: Any = jnp.float32
-    unroll: int = 0
+    unroll: Natural = 0
     remat: str = "none"
 
     @property
@@ -94,9 +95,8 @@ class Beit3(nn.Module):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} is none of "
                                  f"{', '.join(allowed)}")
-        if self.width % self.num_heads:
-            raise ValueError(f"model.width={self.width} is no multiple of model.num_heads="
-                             f"{self.num_heads}")
+        self.grid  # noqa: B018  raises if the patch does not divide the image
+        check_width(self.width, self.num_heads, self.mlp_ratio)
         if not 0 <= self.vl_layers < self.depth:
             raise ValueError(f"model.vl_layers={self.vl_layers} must be 0 or more and below "
                              f"model.depth={self.depth}")

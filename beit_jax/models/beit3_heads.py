@@ -15,6 +15,7 @@ from beit_jax.models import layers
 from beit_jax.models.beit import select
 from beit_jax.models.beit3 import Beit3
 from beit_jax.models.multiway import Cache, normal_init
+from beit_jax.options import Count, Natural
 from beit_jax.vectors import to_unit
 
 # heads of fine-tuning begin at N(0, 0.02) cut at one sigma
@@ -59,7 +60,7 @@ class Beit3ForPretraining(Beit3):
       codebook_size: of the image tokenizer.
     """
 
-    codebook_size: int = 8192
+    codebook_size: Count = 8192
 
     def setup(self):
         super().setup()
@@ -174,7 +175,7 @@ class Beit3ForVqa(Beit3Pooled):
     One vector of both is read: with pool="cls" the image's class token.
     """
 
-    num_classes: int = 3129
+    num_classes: Natural = 3129
     final_norm: bool = False
 
     def setup(self):
@@ -211,7 +212,7 @@ class Beit3ForNlvr2(Beit3Pooled):
     Args (call): images float [b, 2, h, w, 3]; ids, is_valid.
     """
 
-    num_classes: int = 2
+    num_classes: Natural = 2
 
     def setup(self):
         super().setup()
@@ -232,7 +233,7 @@ class Beit3ForClassification(Beit3):
     """Classes of images: mean over the patch tokens; norm; linear layer. Logits [b, num_classes].
     """
 
-    num_classes: int = 1000
+    num_classes: Natural = 1000
     final_norm: bool = False
 
     def setup(self):

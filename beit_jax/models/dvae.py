@@ -4,9 +4,13 @@ Source: DALL-E (arXiv 2102.12092), Sec. 2.1 and appendix A; openai/DALL-E dall_e
 decoder.py. Parameters bear the names of that code's state dict, `.` written as `/`.
 """
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from beit_jax.options import Count, within
 
 PIXEL_EPS = 0.1  # keeps pixels off 0 and 1, where the density of the likelihood has its poles
 CHANNELS_OUT = 6  # mu of R, G, B, then ln b of R, G, B
@@ -269,12 +273,12 @@ class DvaeDecoder(nn.Module):
 class Dvae(nn.Module):
     """Encoder and decoder under `encoder/` and `decoder/`. Attributes: as DvaeDecoder."""
 
-    vocab_size: int = 8192
-    n_hid: int = 256
-    n_init: int = 128
-    num_groups: int = 4
-    blocks_per_group: int = 2
-    dtype: jnp.dtype = jnp.float32
+    vocab_size: Count = 8192
+    n_hid: Annotated[int, within(4)] = 256
+    n_init: Count = 128
+    num_groups: Annotated[int, within(1, 10)] = 4
+    blocks_per_group: Count = 2
+    dtype: Any = jnp.float32
 
     def setup(self):
         shared = dict(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from beit_jax.models import blocks, layers, position
 from beit_jax.models.beit import select
 from beit_jax.models.vit import VisionTransformer
+from beit_jax.options import Count, Natural, NonNegative
 
 FUSIONS = ("last", "mean", "mean_norm", "learned")
 GRID_MATCHES = ("pool", "repeat")
@@ -28,7 +29,7 @@ class Prediction(NamedTuple):
 class MaeEncoder(VisionTransformer):
     """The plain ViT of masked autoencoders: fixed positions, a norm at the end."""
 
-    layer_scale_init: float = 0.0
+    layer_scale_init: NonNegative = 0.0
     use_abs_pos: bool = True
     fixed_pos: bool = True
     use_k_bias: bool = True
@@ -71,16 +72,16 @@ class MaskedAutoencoder(MaeEncoder):
       docs/img2vec.md.
     """
 
-    target_dim: int = 768
-    target_grid: tuple[int, ...] = ()
+    target_dim: Count = 768
+    target_grid: tuple[Count, ...] = ()
     grid_match: str = "pool"
     fusion: str = "last"
-    fusion_blocks: tuple[int, ...] = ()
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    global_layers: int = 0
-    global_hidden: int = 2048
+    fusion_blocks: tuple[Natural, ...] = ()
+    decoder_width: Count = 512
+    decoder_depth: Count = 8
+    decoder_num_heads: Count = 16
+    global_layers: Natural = 0
+    global_hidden: Count = 2048
     global_source: str = "fused"
 
     @property
@@ -105,27 +106,21 @@ class MaskedAutoencoder(MaeEncoder):
         return (rows // self.cell, columns // self.cell) if self.grid_match == "pool" else self.grid
 
     def check(self) -> None:
-        """Refuses values that do not fit together. Raises: ValueError."""
+        super().check()
         for name, allowed in (("fusion", FUSIONS), ("grid_match", GRID_MATCHES),
                               ("global_source", ("fused", "last"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} is none of "
                                  f"{', '.join(allowed)}")
-        if min(self.decoder_depth, self.decoder_width, self.decoder_num_heads) < 1 or (
-                self.decoder_width % 4):
-            raise ValueError(
-                f"model.decoder_depth={self.decoder_depth}, decoder_width={self.decoder_width}, "
-                f"decoder_num_heads={self.decoder_num_heads} must be 1 or more, and the width a "
-                "multiple of 4 for its sine-cosine positions")
+        if self.decoder_width % 4:
+            raise ValueError(f"model.decoder_width={self.decoder_width} is no multiple of 4, which "
+                             "its sine-cosine positions need")
         if not self.use_abs_pos:
             raise ValueError("model.use_abs_pos=False: without positions nobody knows which "
                              "patches are hidden; remove it")
         if self.decoder_width % self.decoder_num_heads:
             raise ValueError(f"model.decoder_width={self.decoder_width} is no multiple of "
                              f"model.decoder_num_heads={self.decoder_num_heads}")
-        if isinstance(self.fusion_blocks, int):
-            raise ValueError(f"model.fusion_blocks={self.fusion_blocks} is no list: write "
-                             f"({self.fusion_blocks},)")
         wrong = [i for i in self.fusion_blocks if not 0 <= i < self.depth]
         if wrong or len(set(self.fusion_blocks)) < len(self.fusion_blocks):
             raise ValueError(f"model.fusion_blocks={self.fusion_blocks} must be different numbers "
@@ -139,7 +134,6 @@ class MaskedAutoencoder(MaeEncoder):
         self.cell  # noqa: B018  raises if the grids do not meet
 
     def setup(self):
-        self.check()
         super().setup()
         if self.fusion == "learned":
             count = len(self.fusion_blocks) or self.depth

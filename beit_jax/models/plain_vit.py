@@ -145,11 +145,15 @@ class PlainVit(nn.Module):
         """Patch grid (rows, columns). Raises ValueError: the patch does not divide the image."""
         return patch_grid(self.image_px, self.patch_size)
 
-    def setup(self):
+    def check(self) -> None:
+        """Refuses values that do not fit together. Raises: ValueError."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is none of {', '.join(ACTIVATIONS)}")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}")
+
+    def setup(self):
+        self.check()
         if self.patch_bias:
             self.patch_embed = PatchEmbed(self.patch_size, self.width, "pretrain", self.dtype)
         else:

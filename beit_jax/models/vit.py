@@ -4,14 +4,17 @@ masked_autoencoder.py.
 Submodules bear the names of the released checkpoints; blocks are stacked on a leading layer axis.
 """
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from beit_jax.models import blocks, position
-from beit_jax.models.stack import scanned
+from beit_jax.models import blocks, layers, position
+from beit_jax.models.stack import REMAT_POLICIES, scanned
+from beit_jax.options import BelowOne, Count, Natural, NonNegative, Positive, within
+
+MlpRatio = Annotated[float, within(above=0, high=1000)]
 
 
 def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
@@ -19,6 +22,9 @@ def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
 
     Raises: ValueError: the patch does not divide the image.
     """
+    if min(image_px, patch_size) < 1:
+        raise ValueError(f"model.image_px={image_px} and model.patch_size={patch_size} must be 1 "
+                         "or more")
     if image_px % patch_size:
         raise ValueError(f"model.image_px={image_px} is no multiple of model.patch_size="
                          f"{patch_size}; nearest: "
@@ -26,12 +32,20 @@ def patch_grid(image_px: int, patch_size: int) -> tuple[int, int]:
     return (image_px // patch_size,) * 2
 
 
+def check_width(width: int, num_heads: int, mlp_ratio: float) -> None:
+    """Refuses blocks without whole heads or hidden units. Raises: ValueError."""
+    if width % num_heads:
+        raise ValueError(f"model.width={width} is no multiple of model.num_heads={num_heads}")
+    if int(width * mlp_ratio) < 1:
+        raise ValueError(f"model.mlp_ratio={mlp_ratio} leaves nothing of model.width={width}")
+
+
 class VisionTransformer(nn.Module):
     """Patch embedding, class token, positions and blocks; heads are added by subclasses.
 
     Attributes:
       image_px, patch_size: sides in pixels; the image must be a multiple of the patch.
-      layer_scale_init: initial value of both layer scales; 0 or less: none.
+      layer_scale_init: initial value of both layer scales; 0: none.
       use_abs_pos: learned absolute positions.
       use_shared_rel_pos: one relative position table for all blocks (pre-training).
       use_rel_pos: one table per block (fine-tuning).
@@ -48,26 +62,26 @@ class VisionTransformer(nn.Module):
     Source: BEiT, Sec. 2.4; microsoft/unilm beit/modeling_{pretrain,finetune}.py.
     """
 
-    image_px: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-    layer_scale_init: float = 0.1
+    image_px: Count
+    patch_size: Count
+    width: Count
+    depth: Count
+    num_heads: Count
+    mlp_ratio: MlpRatio = 4.0
+    layer_scale_init: NonNegative = 0.1
     use_abs_pos: bool = False
     use_shared_rel_pos: bool = False
     use_rel_pos: bool = False
     fixed_pos: bool = False
     use_k_bias: bool = False
-    drop_path_rate: float = 0.0
-    initializer: str = "pretrain"
-    epsilon: float = 1e-6
+    drop_path_rate: BelowOne = 0.0
+    initializer: Literal[*blocks.INITIALISERS] = "pretrain"
+    epsilon: Positive = 1e-6
     dtype: Any = jnp.float32
-    attention: str = "xla"
-    token_multiple: int = 1
-    unroll: int = 0
-    remat: str = "none"
+    attention: Literal[*layers.ATTENTION_BACKENDS] = "xla"
+    token_multiple: Count = 1
+    unroll: Natural = 0
+    remat: Literal["none", *REMAT_POLICIES] = "none"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,12 +92,18 @@ class VisionTransformer(nn.Module):
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def setup(self):
-        if self.width % self.num_heads:
-            raise ValueError(f"model.width={self.width} is no multiple of "
-                             f"model.num_heads={self.num_heads}")
+    def check(self) -> None:
+        """Refuses values that do not fit together. Raises: ValueError."""
+        self.grid  # noqa: B018  raises if the patch does not divide the image
+        check_width(self.width, self.num_heads, self.mlp_ratio)
         if self.fixed_pos and not self.use_abs_pos:
             raise ValueError("model.fixed_pos has no effect without model.use_abs_pos")
+        if self.fixed_pos and self.width % 4:
+            raise ValueError(f"model.width={self.width} is no multiple of 4, which the sine-cosine "
+                             "positions of model.fixed_pos need")
+
+    def setup(self):
+        self.check()
         token_init = blocks.token_init(self.initializer)
         self.patch_embed = blocks.PatchEmbed(self.patch_size, self.width, self.initializer,
                                              self.dtype)

@@ -1,12 +1,14 @@
 """The networks of VQ-KD: an encoder before the codebook, a small decoder behind it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from beit_jax.models import layers
-from beit_jax.models.vit import VisionTransformer, patch_grid
+from beit_jax.models.stack import REMAT_POLICIES
+from beit_jax.models.vit import MlpRatio, VisionTransformer, check_width, patch_grid
+from beit_jax.options import Count, Natural, Positive
 
 
 class PatchTower(VisionTransformer):
@@ -48,22 +50,22 @@ class Vqkd(nn.Module):
     Source: BEiT v2, Sec. 2.1; microsoft/unilm beit2/modeling_vqkd.py.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    decoder_depth: int = 3
-    code_dim: int = 32
-    codebook_size: int = 8192
-    teacher_dim: int = 512
-    epsilon: float = 1e-6
+    image_px: Count = 224
+    patch_size: Count = 16
+    width: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: MlpRatio = 4.0
+    decoder_depth: Count = 3
+    code_dim: Count = 32
+    codebook_size: Count = 8192
+    teacher_dim: Count = 512
+    epsilon: Positive = 1e-6
     dtype: Any = jnp.float32
-    attention: str = "xla"
-    token_multiple: int = 1
-    unroll: int = 0
-    remat: str = "none"
+    attention: Literal[*layers.ATTENTION_BACKENDS] = "xla"
+    token_multiple: Count = 1
+    unroll: Natural = 0
+    remat: Literal["none", *REMAT_POLICIES] = "none"
 
     def _tower(self, image_px: int, patch_size: int, depth: int) -> PatchTower:
         return PatchTower(
@@ -81,6 +83,11 @@ class Vqkd(nn.Module):
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    def check(self) -> None:
+        """Refuses values that do not fit together. Raises: ValueError."""
+        self.grid  # noqa: B018  raises if the patch does not divide the image
+        check_width(self.width, self.num_heads, self.mlp_ratio)
 
     def setup(self):
         self.encoder = self._tower(self.image_px, self.patch_size, self.depth)

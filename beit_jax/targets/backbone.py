@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from beit_jax import flops
+from beit_jax import flops, options
 from beit_jax.models.layers import standardise
 from beit_jax.models.vit import VisionTransformer, patch_grid
+from beit_jax.options import Dtype, Mean, Std, Whole
 from beit_jax.targets import preprocess
 
 
@@ -31,10 +32,10 @@ class Backbone:
     """
 
     model: Mapping[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    block: int = -1
-    dtype: str = "float32"
+    mean: Mean
+    std: Std
+    block: Whole = -1
+    dtype: Dtype = "float32"
     has_weights = True
 
     def __post_init__(self):
@@ -46,6 +47,8 @@ class Backbone:
                              f"{', '.join(sorted(known))}")
         if missing := sorted(needed - self.model.keys()):
             raise ValueError(f"model of a backbone as teacher lacks {', '.join(missing)}")
+        options.check(VisionTransformer, self.model, "config.target.model")
+        self._network(self.model["depth"]).check()
         depth = self.model["depth"]
         if not -depth <= self.block < depth:
             raise ValueError(f"block={self.block}, but the backbone has {depth}: -1 is the last")

@@ -1,6 +1,7 @@
 """The frozen dVAE as image tokenizer: what BEiT predicts. Source: BEiT, Sec. 2.1; DALL-E."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from beit_jax.models.dvae import (
     map_pixels,
     pixels_of_stats,
 )
+from beit_jax.options import Count, Dtype, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +32,12 @@ class DvaeTokenizer:
       default because codes are an argmax: measure the agreement before going lower.
     """
 
-    vocab_size: int = 8192
-    n_hid: int = 256
-    n_init: int = 128
-    num_groups: int = 4
-    blocks_per_group: int = 2
-    dtype: str = "float32"
+    vocab_size: Count = 8192
+    n_hid: Annotated[int, within(4)] = 256
+    n_init: Count = 128
+    num_groups: Annotated[int, within(1, 10)] = 4
+    blocks_per_group: Count = 2
+    dtype: Dtype = "float32"
 
     @property
     def downsampling(self) -> int:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beit_jax.options import Natural
 from beit_jax.targets import preprocess
 
 CELL_PX = 8
@@ -24,9 +25,13 @@ class Hog(preprocess.FromImage):
       image_px, mean, std: see FromImage.
     """
 
-    window_px: int = 0
+    window_px: Natural = 0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.window_px and self.image_px % self.window_px:
+            raise ValueError(f"target.window_px={self.window_px} does not divide target.image_px="
+                             f"{self.image_px}")
         if self.patch_size % CELL_PX:
             raise ValueError(f"target.patch_size={self.patch_size} of hog is no multiple of its "
                              f"cells of {CELL_PX} px")

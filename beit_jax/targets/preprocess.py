@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from beit_jax.models.vit import patch_grid
+from beit_jax.options import Count, Mean, Std
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std of red, green, blue
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -30,14 +31,18 @@ class FromImage:
     Attributes:
       image_px, patch_size: sides in pixels.
       mean, std: of red, green and blue, by which images in [0, 1] are normalised first.
+    Raises: ValueError: the patch does not divide the image.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
-    mean: tuple[float, ...] = IMAGENET[0]
-    std: tuple[float, ...] = IMAGENET[1]
+    image_px: Count = 224
+    patch_size: Count = 16
+    mean: Mean = IMAGENET[0]
+    std: Std = IMAGENET[1]
     has_weights = False
     flops = 0.0  # neither products nor convolutions with weights, see flops.py
+
+    def __post_init__(self):
+        self.grid  # noqa: B018  raises
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from beit_jax import flops
 from beit_jax.models.resnet import EXPANSION, STRIDE, ResNet
+from beit_jax.options import Count, Dtype
 from beit_jax.targets import preprocess
 
 
@@ -23,11 +24,11 @@ class DinoResnet50:
     Source: DINO (arXiv 2104.14294); facebookresearch/dino hubconf.py, dino_resnet50.
     """
 
-    image_px: int = 224
-    layers: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    stem_width: int = 64
-    dtype: str = "float32"
+    image_px: Count = 224
+    layers: tuple[(Count,) * 4] = (3, 4, 6, 3)
+    widths: tuple[(Count,) * 4] = (64, 128, 256, 512)
+    stem_width: Count = 64
+    dtype: Dtype = "float32"
 
     mean, std = preprocess.IMAGENET  # no fields, so that no config sets them
     has_weights = True

@@ -1,14 +1,17 @@
 """Teachers that are plain Vision Transformers of others: DINO, DINOv2, MAE, CLIP."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from beit_jax import flops
+from beit_jax.models import layers
 from beit_jax.models.masked_autoencoder import MaeEncoder
 from beit_jax.models.plain_vit import PlainVit
-from beit_jax.models.vit import patch_grid
+from beit_jax.models.vit import MlpRatio, patch_grid
+from beit_jax.options import Count, Dtype, Natural
 from beit_jax.targets import preprocess
 
 
@@ -22,21 +25,26 @@ class VitTeacher:
       patch_size, width, depth, num_heads, mlp_ratio: as published unless set.
       dtype: of matrix products, as a name ("float32", "bfloat16"); tokens are float32.
       attention: backend, see `layers.attend`.
+    Raises: ValueError: sizes that do not divide.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    dtype: str = "float32"
-    attention: str = "xla"
+    image_px: Count = 224
+    patch_size: Count = 16
+    width: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: MlpRatio = 4.0
+    dtype: Dtype = "float32"
+    attention: Literal[*layers.ATTENTION_BACKENDS] = "xla"
 
     # what else tells one kind from another: no fields, so that no config sets them
     mean, std = preprocess.IMAGENET
     design = {}  # further fields of PlainVit
     has_weights = True
+
+    def __post_init__(self):
+        self.grid  # noqa: B018  raises if the patch does not divide the image
+        self.network.check()
 
     @property
     def dim(self) -> int:
@@ -79,8 +87,8 @@ class DinoVitb16(VitTeacher):
 class DinoVits16(DinoVitb16):
     """DINO's ViT-S/16; all else as DinoVitb16."""
 
-    width: int = 384
-    num_heads: int = 6
+    width: Count = 384
+    num_heads: Count = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +104,9 @@ class Dinov2Vitb14(VitTeacher):
       dinov2/models/vision_transformer.py.
     """
 
-    image_px: int = 196
-    patch_size: int = 14
-    num_registers: int = 0
+    image_px: Count = 196
+    patch_size: Count = 14
+    num_registers: Natural = 0
 
     design = {"layer_scale_init": 1.0}
 
@@ -107,17 +115,17 @@ class Dinov2Vitb14(VitTeacher):
 class Dinov2Vits14(Dinov2Vitb14):
     """DINOv2's ViT-S/14; all else as Dinov2Vitb14."""
 
-    width: int = 384
-    num_heads: int = 6
+    width: Count = 384
+    num_heads: Count = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Vitl14(Dinov2Vitb14):
     """DINOv2's ViT-L/14; all else as Dinov2Vitb14."""
 
-    width: int = 1024
-    depth: int = 24
-    num_heads: int = 16
+    width: Count = 1024
+    depth: Count = 24
+    num_heads: Count = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +140,7 @@ class ClipVitb16(VitTeacher):
       beit2/vqkd_teacher/clip/model.py.
     """
 
-    output_dim: int = 512
+    output_dim: Count = 512
 
     mean, std = preprocess.CLIP
     design = {"activation": "quick_gelu", "patch_bias": False, "use_pre_norm": True,
@@ -175,6 +183,6 @@ class MaeVitb16(VitTeacher):
 class MaeVitl16(MaeVitb16):
     """MAE's ViT-L/16; all else as MaeVitb16."""
 
-    width: int = 1024
-    depth: int = 24
-    num_heads: int = 16
+    width: Count = 1024
+    depth: Count = 24
+    num_heads: Count = 16

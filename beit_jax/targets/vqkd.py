@@ -6,7 +6,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from beit_jax.models.vit import MlpRatio
 from beit_jax.models.vqkd import Vqkd
+from beit_jax.options import Count, Dtype, Mean, Std
 from beit_jax.targets import quantizer
 from beit_jax.vectors import to_unit
 
@@ -22,19 +24,23 @@ class VqkdTokenizer:
     Attributes: as models.vqkd.Vqkd; mean, std: what the encoder's input is normalised with (0.5 for
       the published ones, which see 2 x - 1); dtype: of matrix products, as a name. float32 is the
       default because codes are an argmax: measure the agreement before going lower.
+    Raises: ValueError: sizes that do not divide.
     """
 
-    image_px: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    code_dim: int = 32
-    codebook_size: int = 8192
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    dtype: str = "float32"
+    image_px: Count = 224
+    patch_size: Count = 16
+    width: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: MlpRatio = 4.0
+    code_dim: Count = 32
+    codebook_size: Count = 8192
+    mean: Mean = (0.5, 0.5, 0.5)
+    std: Std = (0.5, 0.5, 0.5)
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        self._network().check()
 
     @property
     def vocab_size(self) -> int:

@@ -1,5 +1,6 @@
 """The table of contents: one page per paper or downstream task."""
 
+from beit_jax import options, token_ids
 from beit_jax.tasks import (
     beit3_pretrain,
     beit_pretrain,
@@ -33,6 +34,30 @@ TASKS = {
     "vqa": vqa.make,
     "vqkd_train": vqkd_train.make,
 }
+
+
+_MADE_UP_CLASSES = 1000
+
+
+def check(config):
+    """The task as it is before the data are read: numbers that only they know (-1) are made up.
+
+    Raises: ValueError: as `make`.
+    """
+    config = config.copy_and_resolve_references()
+    num_classes, target = _MADE_UP_CLASSES, config.get("target", {})
+    if target.get("classes"):  # a list tells how many there must be
+        key = "all_classes"
+        options.check(classification.TargetOptions, target, "config.target", (key,))
+        name = target.get(key, classification.TargetOptions.all_classes)
+        num_classes = len(classification.read_classes(name, key))
+    with config.unlocked():
+        for section in ("model", "probe", "target"):
+            if config.get(section, {}).get("num_classes") == -1:
+                config[section].num_classes = num_classes
+        if config.get("model", {}).get("vocab_size") == -1:
+            config.model.vocab_size = token_ids.table_rows(token_ids.RELEASED_PIECES)
+    return make(config)
 
 
 def make(config):

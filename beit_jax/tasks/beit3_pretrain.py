@@ -16,6 +16,7 @@ import optax
 
 from beit_jax import augment, flops, losses, masking, metrics, options, token_ids
 from beit_jax.models.beit3_heads import Beit3ForPretraining
+from beit_jax.options import NonNegative
 from beit_jax.tasks import image_codes, image_text, streams
 from beit_jax.tasks import task as contract
 from beit_jax.text_masking import HideOptions, hide_content, num_slots
@@ -46,16 +47,11 @@ class LossOptions:
         activations of one; the gradient is the same.
     """
 
-    image: float = 1.0
-    text: float = 1.0
-    pair_image: float = 1.0
-    pair_text: float = 1.0
+    image: NonNegative = 1.0
+    text: NonNegative = 1.0
+    pair_image: NonNegative = 1.0
+    pair_text: NonNegative = 1.0
     sequential: bool = False
-
-    def __post_init__(self):
-        for name in PARTS:
-            if getattr(self, name) < 0:
-                raise ValueError(f"config.loss.{name}={getattr(self, name)} must be 0 or more")
 
 
 class Prediction(NamedTuple):

@@ -6,6 +6,7 @@ Source: BEiT (arXiv 2106.08254), Sec. 2.3 and Table 4 for the ablations; microso
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ PIXELS = ("pixels", "normalised_pixels")
 class LossOptions:
     """config.loss. positions: "masked", or "all" patches are predicted (ablation)."""
 
-    positions: str = "masked"
+    positions: Literal["masked", "all"] = "masked"
 
 
 def make(config) -> contract.Task:
@@ -36,12 +37,12 @@ def make(config) -> contract.Task:
     dtype = contract.compute_dtype(config)
     mask = options.build(masking.MaskOptions, config.mask, "config.mask")
     positions = options.build(LossOptions, config.loss, "config.loss").positions
-    if positions not in ("masked", "all"):
-        raise ValueError(f"loss.positions={positions!r} is none of masked, all")
     if mask.kind == "none" and positions == "masked":
         raise ValueError("mask.kind=none leaves nothing to predict: set loss.positions=all")
     grid = contract.grid_of(config)
-    n, kind, tokens = grid[0] * grid[1], config.target.get("kind", "dvae"), None
+    n, tokens = grid[0] * grid[1], None
+    kind = contract.kind_of(config.target, (*image_codes.TOKENIZERS, *PIXELS), "config.target",
+                            "dvae")
     if kind in PIXELS:
         unread = [k for k, v in config.target.items() if k != "kind" and v]
         if unread:
@@ -51,15 +52,13 @@ def make(config) -> contract.Task:
             raise ValueError(f"data.target_px={config.data.target_px} has no effect here: "
                              f"target.kind={kind} is read from the one view; remove it")
         num_outputs = 3 * config.model.patch_size ** 2
-    elif kind in image_codes.TOKENIZERS:
+    else:
         tokens = image_codes.make(config, n)
         num_outputs = tokens.vocab_size
-    else:
-        raise ValueError(f"target.kind={kind!r} is none of "
-                         f"{', '.join((*image_codes.TOKENIZERS, *PIXELS))}")
     image_codes.check_vocab_size(config, num_outputs, "codes" if tokens else "values per patch")
     model = options.build(BeitForMim, config.model, "config.model", dtype=dtype,
                           vocab_size=num_outputs)
+    model.check()
     mask.check(grid)
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
 

@@ -32,6 +32,7 @@ def make(config) -> contract.Task:
     image_codes.check_vocab_size(config, tokens.vocab_size)
     model = options.build(BeitV2ForMim, config.model, "config.model",
                           dtype=contract.compute_dtype(config), vocab_size=tokens.vocab_size)
+    model.check()
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
 
     def predict(params, frozen, batch, is_masked, **kwargs):

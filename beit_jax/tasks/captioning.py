@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import logging
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from beit_jax import (
 )
 from beit_jax.models.beam_search import beam_search
 from beit_jax.models.beit3_heads import Beit3ForCaptioning
+from beit_jax.options import BelowOne, Count, Natural, NonNegative, within
 from beit_jax.tasks import image_text
 from beit_jax.tasks import task as contract
 
@@ -39,28 +41,18 @@ class LossOptions:
         before more than `drop_worst_after` steps are done.
     """
 
-    label_smoothing: float = 0.0
-    drop_worst: float = 0.0
-    drop_worst_after: int = 0
-
-    def __post_init__(self):
-        for name in ("label_smoothing", "drop_worst"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"config.loss.{name}={getattr(self, name)} must be 0 or more and "
-                                 "below 1")
+    label_smoothing: BelowOne = 0.0
+    drop_worst: BelowOne = 0.0
+    drop_worst_after: Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasureOptions:
     """config.measure: arguments of `beam_search`."""
 
-    beams: int = 3
-    max_length: int = 64
-    length_penalty: float = 0.6
-
-    def __post_init__(self):
-        if self.beams < 1:
-            raise ValueError(f"config.measure.beams={self.beams} must be 1 or more")
+    beams: Count = 3
+    max_length: Annotated[int, within(3)] = 64
+    length_penalty: NonNegative = 0.6
 
 
 def make(config) -> contract.Task:

@@ -6,6 +6,7 @@ Source: BEiT (arXiv 2106.08254), Sec. 2.6 and Table 13; microsoft/unilm
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from beit_jax import augment, flops, losses, metrics, options
 from beit_jax.data import class_lists
 from beit_jax.models.beit import BeitForClassification
 from beit_jax.models.beit3_heads import Beit3ForClassification
+from beit_jax.options import BelowOne, within
 from beit_jax.tasks import task as contract
 
 
@@ -22,7 +24,7 @@ from beit_jax.tasks import task as contract
 class LossOptions:
     """config.loss. label_smoothing: share of the target spread evenly over all classes."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: BelowOne = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TargetOptions:
     """
 
     classes: str = ""
-    num_classes: int = -1
+    num_classes: Annotated[int, within(-1)] = -1
     all_classes: str = "imagenet_1k"
 
 
@@ -56,9 +58,10 @@ def make(config) -> contract.Task:
     if model.num_classes < 2:
         raise ValueError(f"model.num_classes={model.num_classes}: classification needs two "
                          "classes or more; does the data set have labels?")
-    model.grid  # noqa: B018  raises now if the patch does not divide the image
     smoothing = options.build(LossOptions, config.loss, "config.loss").label_smoothing
     mixing = options.build(augment.MixOptions, config.augment, "config.augment")
+    parts = (config.get("optim") or {}).get("accumulation_steps", 1)
+    augment.check_groups(config.data.global_batch_size // parts, mixing)
     normalise = functools.partial(augment.normalise, mean=config.data.mean, std=config.data.std)
     choice = options.build(TargetOptions, config.target, "config.target")
     kept = _kept_classes(choice, model.num_classes)
@@ -116,18 +119,25 @@ def _network(config):
 
     Raises: ValueError: an unknown kind, or values that do not fit together.
     """
-    section = dict(config.model)
-    kind = section.pop("kind", "beit")
+    kind = contract.kind_of(config.model, ("beit", "beit3"), "config.model", "beit")
+    section = {key: value for key, value in config.model.items() if key != "kind"}
     build = functools.partial(options.build, section=section, where="config.model",
                               dtype=contract.compute_dtype(config))
     if kind == "beit":
         model = build(BeitForClassification)
-        return model, flops.vit(model)
-    if kind == "beit3":
-        model = build(Beit3ForClassification, modalities="vision")
         model.check()
-        return model, flops.multiway(model, model.num_patches + 1, 0)
-    raise ValueError(f"config.model.kind={kind!r} is none of beit, beit3")
+        return model, flops.vit(model)
+    model = build(Beit3ForClassification, modalities="vision")
+    model.check()
+    return model, flops.multiway(model, model.num_patches + 1, 0)
+
+
+def read_classes(name: str, key: str) -> tuple[str, ...]:
+    """The list that config.target.`key` names. Raises: FileNotFoundError: there is none."""
+    try:
+        return class_lists.read(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config.target.{key}: {error}") from error
 
 
 def _kept_classes(choice: TargetOptions, num_classes: int) -> np.ndarray:
@@ -141,11 +151,11 @@ def _kept_classes(choice: TargetOptions, num_classes: int) -> np.ndarray:
                 raise ValueError(f"config.target.{name} has no effect while target.classes is "
                                  "empty: remove it")
         return np.arange(num_classes, dtype=np.int32)
-    whole = class_lists.read(choice.all_classes)
+    whole = read_classes(choice.all_classes, "all_classes")
     if len(whole) != num_classes:
         raise ValueError(f"target.all_classes={choice.all_classes} lists {len(whole)} classes, but "
                          f"model.num_classes={num_classes}: name the list of the model's classes")
-    kept = class_lists.positions(class_lists.read(choice.classes), whole)
+    kept = class_lists.positions(read_classes(choice.classes, "classes"), whole)
     if choice.num_classes not in (len(whole), len(kept)):
         raise ValueError(f"target.num_classes={choice.num_classes}: data for target.classes="
                          f"{choice.classes} have {len(kept)} classes, or all {len(whole)}")

@@ -5,6 +5,7 @@ issues 1 (no straight-through), 8 (KL warm-up) and 26 (KL of the plain logits).
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,11 @@ from beit_jax import dvae_losses as losses
 from beit_jax import metrics, options
 from beit_jax.models.dvae import (
     Dvae,
-    check_image_px,
     downsampling,
     map_pixels,
     pixels_of_stats,
 )
+from beit_jax.options import Finite, Natural, NonNegative, Positive
 from beit_jax.tasks.task import Task, check_sections, compute_dtype
 
 
@@ -34,23 +35,13 @@ class DvaeLoss:
       ln_b_min: lower clip of the predicted ln b (ours).
     """
 
-    likelihood: str = "logit_laplace"
-    kl_weight: float = 6.6
-    kl_steps: int = 5_000
-    tau_start: float = 1.0
-    tau_end: float = 1 / 16
-    tau_steps: int = 150_000
-    ln_b_min: float = -7.0
-
-    def __post_init__(self):
-        if self.likelihood not in ("logit_laplace", "mse", "l1"):
-            raise ValueError(
-                f"config.loss.likelihood={self.likelihood!r} is none of logit_laplace, mse, l1"
-            )
-        if min(self.tau_start, self.tau_end) <= 0:
-            raise ValueError(
-                f"config.loss: tau_start={self.tau_start} and tau_end={self.tau_end} must be > 0"
-            )
+    likelihood: Literal["logit_laplace", "mse", "l1"] = "logit_laplace"
+    kl_weight: NonNegative = 6.6
+    kl_steps: Natural = 5_000
+    tau_start: Positive = 1.0
+    tau_end: Positive = 1 / 16
+    tau_steps: Natural = 150_000
+    ln_b_min: Finite = -7.0
 
 
 def make(config) -> Task:
@@ -62,7 +53,11 @@ def make(config) -> Task:
     check_sections(config, ("model", "loss"))
     model = options.build(Dvae, config.model, "config.model", dtype=compute_dtype(config))
     rule = options.build(DvaeLoss, config.loss, "config.loss")
-    check_image_px(config.data.image_px, config.data.image_px, model.num_groups)
+    px, factor = config.data.image_px, downsampling(model.num_groups)
+    if px % factor:
+        raise ValueError(f"config.data.image_px={px} is no multiple of {factor}, the pixels of a "
+                         f"code with config.model.num_groups={model.num_groups}; nearest: "
+                         f"{max(px // factor, 1) * factor}")
 
     def schedules(state):
         step = state["schedule"]["step"]

@@ -1,7 +1,8 @@
 """Features as targets: of a frozen teacher or of the student's own average. `config.target`."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -12,7 +13,25 @@ from beit_jax.tasks import self_teacher, teacher_features
 from beit_jax.tasks import task as contract
 
 SELF_TEACHER = "ema"
-_BESIDE = ("norm", "statistics")  # keys of config.target that are not the teacher's
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Keys of config.target that are not the teacher's: see targets/normalise.py."""
+
+    norm: Literal[*normalise.NORMS] = "none"
+    statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """config.target.statistics: a run of task token_diversity, loaded as config.init is."""
+
+    checkpoint: str
+    accept_other_statistics: bool = False
+
+
+_BESIDE = tuple(field.name for field in dataclasses.fields(Scaling))
 
 
 class Target(NamedTuple):
@@ -42,12 +61,10 @@ def make(config, normalise_image: Callable) -> Target:
 
     Raises: ValueError: an unknown kind, norm or key.
     """
-    norm, kind = config.target.get("norm", "none"), config.target.get("kind", "")
-    if kind not in (SELF_TEACHER, *TEACHERS):
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join((SELF_TEACHER, *TEACHERS))}")
-    statistics = config.target.get("statistics") or {}
-    if norm not in normalise.NORMS:
-        raise ValueError(f"target.norm={norm!r} is none of {', '.join(normalise.NORMS)}")
+    kind = contract.kind_of(config.target, (SELF_TEACHER, *TEACHERS), "config.target")
+    scaling = options.build(Scaling, {key: config.target[key] for key in _BESIDE
+                                      if key in config.target}, "config.target")
+    norm, statistics = scaling.norm, scaling.statistics
     if bool(statistics) != (norm == "whiten"):
         raise ValueError(
             f"target.norm={norm} with target.statistics={dict(statistics)}: whiten, and nothing "
@@ -57,11 +74,7 @@ def make(config, normalise_image: Callable) -> Target:
     teacher = teacher_features.make(config, beside=_BESIDE)
     frozen = dict(teacher.frozen)
     if statistics:
-        known = ("checkpoint", "accept_other_statistics")
-        unknown = set(statistics) - set(known)
-        if unknown:
-            raise ValueError(options.unknown_key(sorted(unknown)[0], known,
-                                                 "config.target.statistics"))
+        options.build(Whitening, statistics, "config.target.statistics")
         start = {"mean": jnp.zeros(teacher.dim), "variance": jnp.ones(teacher.dim),
                  "count": jnp.zeros(())}
         # of a teacher that always normalises alike, other pixels are another teacher's

@@ -36,9 +36,7 @@ def make(config, num_patches: int) -> ImageCodes:
     Args: num_patches: n, patches of the model that predicts.
     Raises: ValueError: an unknown kind or key.
     """
-    kind = config.target.get("kind", "dvae")
-    if kind not in TOKENIZERS:
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join(TOKENIZERS)}")
+    kind = contract.kind_of(config.target, TOKENIZERS, "config.target", "dvae")
     section = contract.network_fields(config.target, "config.target")
     tokenizer = options.build(TOKENIZERS[kind], section, "config.target")
 

@@ -19,7 +19,6 @@ def build(cls, config, **fields):
     model = options.build(cls, config.model, "config.model", dtype=contract.compute_dtype(config),
                           **fields)
     model.check()
-    model.grid  # noqa: B018  raises now if the patch does not divide the image
     if token_ids.num_pieces(model.vocab_size) < token_ids.FIRST_PIECE:
         raise ValueError(f"config.model.vocab_size={model.vocab_size} has no room for a piece and "
                          "the mask: -1 takes what the tokenizer needs, 64010 the released one's")

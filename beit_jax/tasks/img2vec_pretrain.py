@@ -5,10 +5,12 @@ Source: Img2Vec (arXiv 2304.12535). No code was published and we had no full tex
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
 from beit_jax import options
+from beit_jax.options import Natural, NonNegative, Positive
 from beit_jax.tasks import masked_prediction
 from beit_jax.tasks import task as contract
 
@@ -28,22 +30,17 @@ class LossOptions:
       global_layers, global_hidden: of the head, Linears with ReLU between.
     """
 
-    kind: str = "smooth_l1"
-    beta: float = masked_prediction.BETA
-    global_weight: float = 0.5
-    global_target: str = "pool_then_norm"
+    kind: Literal[*masked_prediction.ERRORS] = "smooth_l1"
+    beta: Positive = masked_prediction.BETA
+    global_weight: NonNegative = 0.5
+    global_target: Literal[*GLOBAL_TARGETS] = "pool_then_norm"
     global_source: str = "fused"
-    global_layers: int = 2
-    global_hidden: int = 2048
+    global_layers: Natural = 2
+    global_hidden: Natural = 2048
 
     def __post_init__(self):
-        if self.global_target not in GLOBAL_TARGETS:
-            raise ValueError(f"loss.global_target={self.global_target!r} is none of "
-                             f"{', '.join(GLOBAL_TARGETS)}")
-        if self.global_weight < 0:
-            raise ValueError(f"loss.global_weight={self.global_weight} must not be negative")
         if self.global_weight and min(self.global_layers, self.global_hidden) < 1:
-            raise ValueError(f"loss.global_layers={self.global_layers} and global_hidden="
+            raise ValueError(f"config.loss.global_layers={self.global_layers} and global_hidden="
                              f"{self.global_hidden} must be 1 or more; loss.global_weight=0 leaves "
                              "the head out")
 

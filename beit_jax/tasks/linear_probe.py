@@ -8,6 +8,7 @@ Source: BEiT (arXiv 2106.08254), Appendix D; microsoft/unilm beit/run_linear_eva
 
 import dataclasses
 import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from beit_jax import augment, losses, metrics, options
 from beit_jax.models.layers import standardise
 from beit_jax.models.vit import VisionTransformer
+from beit_jax.options import Natural
 from beit_jax.tasks import task as contract
 
 FEATURES = ("mean", "cls", "cls+mean")
@@ -46,9 +48,9 @@ class ProbeOptions:
           but for its sign, which the classifier absorbs (and epsilon counts as epsilon / s_j^2).
     """
 
-    num_classes: int
-    feature: str = "mean"
-    normalise: str = "none"
+    num_classes: Natural
+    feature: Literal[*FEATURES] = "mean"
+    normalise: Literal[*NORMALISE] = "none"
 
 
 class BlockClassifiers(nn.Module):
@@ -83,11 +85,8 @@ def make(config) -> contract.Task:
     contract.check_sections(config, ("model", "probe"))
     backbone = options.build(VisionTransformer, config.model, "config.model",
                              dtype=contract.compute_dtype(config), drop_path_rate=0.0)
+    backbone.check()
     probe = options.build(ProbeOptions, config.probe, "config.probe")
-    if probe.feature not in FEATURES:
-        raise ValueError(f"probe.feature={probe.feature!r} is none of {', '.join(FEATURES)}")
-    if probe.normalise not in NORMALISE:
-        raise ValueError(f"probe.normalise={probe.normalise!r} is none of {', '.join(NORMALISE)}")
     if probe.num_classes < 2:
         raise ValueError(f"probe.num_classes={probe.num_classes}: a probe needs two classes or "
                          "more; does the data set have labels?")

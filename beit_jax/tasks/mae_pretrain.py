@@ -10,10 +10,12 @@ Source: MAE (arXiv 2111.06377), Sec. 3; facebookresearch/mae models_mae.py. Mask
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
 from beit_jax import options
+from beit_jax.options import Positive
 from beit_jax.tasks import masked_prediction
 from beit_jax.tasks import task as contract
 
@@ -22,8 +24,8 @@ from beit_jax.tasks import task as contract
 class LossOptions:
     """config.loss. kind: "squared", "smooth_l1" or "cosine"; beta: of smooth_l1."""
 
-    kind: str = "squared"
-    beta: float = masked_prediction.BETA
+    kind: Literal[*masked_prediction.ERRORS] = "squared"
+    beta: Positive = masked_prediction.BETA
 
 
 def make(config) -> contract.Task:

@@ -12,6 +12,7 @@ import numpy as np
 
 from beit_jax import flops, losses, metrics, options, retrieval_metrics
 from beit_jax.models.beit3_heads import Beit3ForRetrieval
+from beit_jax.options import Natural
 from beit_jax.tasks import image_text
 from beit_jax.tasks import task as contract
 
@@ -27,11 +28,7 @@ class MeasureOptions:
         split of 5,000 images in 5 folds. 0: only the whole split.
     """
 
-    folds: int = 0
-
-    def __post_init__(self):
-        if self.folds < 0:
-            raise ValueError(f"config.measure.folds={self.folds} must be 0 or more")
+    folds: Natural = 0
 
 
 def make(config) -> contract.Task:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from beit_jax.models.layers import standardise
 from beit_jax.models.vit import VisionTransformer
+from beit_jax.options import BelowOne, Count
 
 ENCODER = ("patch_embed", "cls_token", "pos_embed", "blocks")  # parameters that are averaged
 _EPSILON = 1e-5  # of the target's norms, as in the original
@@ -27,14 +28,8 @@ class SelfTeacher:
       blocks: number of the last blocks whose outputs are averaged, each under a norm.
     """
 
-    decay: float = 0.9998
-    blocks: int = 6
-
-    def __post_init__(self):
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"target.decay={self.decay} must be 0 or more and below 1")
-        if self.blocks < 1:
-            raise ValueError(f"target.blocks={self.blocks} must be 1 or more")
+    decay: BelowOne = 0.9998
+    blocks: Count = 6
 
 
 def begin(params: Mapping[str, Any]) -> dict:

@@ -2,20 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from beit_jax import options
-from beit_jax.models.vit import patch_grid
+from beit_jax.models.adapt import ADAPT
+from beit_jax.models.vit import VisionTransformer, patch_grid
 
 log = logging.getLogger(__name__)
 
-# keys of a section that say where frozen weights come from; the others describe the network
-OF_LOADING = ("checkpoint", "adapt", "use_ema", "accept_other_statistics")
-DTYPES = ("float32", "bfloat16")
 # config sections that belong to tasks; each task names those it reads
 TASK_SECTIONS = ("model", "mask", "target", "loss", "augment", "probe", "measure")
 
@@ -60,6 +58,22 @@ def statistics_of_network(network: Any) -> Statistics | None:
         return None
     fields = {field.name for field in dataclasses.fields(network)}
     return Statistics(network.mean, network.std, "config.target" if "mean" in fields else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """Keys of a section that say where frozen weights come from; the others describe the network.
+
+    Attributes: as of config.init (training/state.py).
+    """
+
+    checkpoint: str = ""
+    adapt: tuple[Literal[*ADAPT], ...] = ()
+    use_ema: bool = True
+    accept_other_statistics: bool = False
+
+
+OF_LOADING = tuple(field.name for field in dataclasses.fields(Loading))
 
 
 class Frozen(NamedTuple):
@@ -123,20 +137,17 @@ class Task(NamedTuple):
 
 
 def compute_dtype(config) -> Any:
-    """dtype of matrix products: config.dtype, where "auto" is bfloat16 on accelerators.
-
-    Raises: ValueError: an unknown name.
-    """
+    """dtype of matrix products: config.dtype, where "auto" is bfloat16 on accelerators."""
     name = config.get("dtype", "auto")
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in DTYPES:
-        raise ValueError(f"config.dtype={name!r} is none of auto, {', '.join(DTYPES)}")
     return jnp.dtype(name)
 
 
 def grid_of(config) -> tuple[int, int]:
     """Patch grid of config.model. Raises: ValueError: sizes that are missing or do not fit."""
+    options.check(VisionTransformer, config.model, "config.model",
+                  ("image_px", "patch_size", "width", "depth"))
     missing = [key for key in ("image_px", "patch_size") if key not in config.model]
     if missing:
         raise ValueError(f"config.model lacks {', '.join(missing)}: set it in the config file")
@@ -146,12 +157,18 @@ def grid_of(config) -> tuple[int, int]:
 def network_fields(section: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The keys of a section that describe a frozen network, without those of its loading and kind.
 
-    Raises: ValueError: an unknown dtype.
+    Raises: ValueError: a key of the loading that cannot be meant.
     """
-    fields = {key: value for key, value in section.items() if key not in (*OF_LOADING, "kind")}
-    if fields.get("dtype", DTYPES[0]) not in DTYPES:
-        raise ValueError(f"{where}.dtype={fields['dtype']!r} is none of {', '.join(DTYPES)}")
-    return fields
+    options.check(Loading, section, where, OF_LOADING)
+    return {key: value for key, value in section.items() if key not in (*OF_LOADING, "kind")}
+
+
+def kind_of(section: Mapping[str, Any], known: Iterable[str], where: str, default: str = "") -> str:
+    """The section's `kind`. Raises: ValueError: it is not known."""
+    kind, known = options.freeze(section.get("kind", default)), tuple(known)
+    if kind not in known:
+        raise ValueError(f"{where}.kind={kind!r} is none of {', '.join(known)}")
+    return kind
 
 
 def check_sections(config, reads: tuple[str, ...]) -> None:

@@ -39,9 +39,7 @@ def make(config, beside: tuple[str, ...] = ()) -> TeacherFeatures:
     Args: beside: keys of config.target that the calling task reads itself.
     Raises: ValueError: an unknown kind or key.
     """
-    kind = config.target.get("kind", "")
-    if kind not in TEACHERS:
-        raise ValueError(f"target.kind={kind!r} is none of {', '.join(TEACHERS)}")
+    kind = contract.kind_of(config.target, TEACHERS, "config.target")
     section = {key: value for key, value in config.target.items() if key not in beside}
     fields = contract.network_fields(section, "config.target")
     if not TEACHERS[kind].has_weights:  # targets made of the student's own image

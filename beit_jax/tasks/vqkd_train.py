@@ -13,6 +13,7 @@ import numpy as np
 
 from beit_jax import augment, flops, losses, metrics, options
 from beit_jax.models.vqkd import Vqkd
+from beit_jax.options import BelowOne, Count, Natural, NonNegative
 from beit_jax.targets import quantizer
 from beit_jax.tasks import task as contract
 from beit_jax.tasks import teacher_features
@@ -33,17 +34,10 @@ class VqkdLoss:
         than codes the run is refused.
     """
 
-    commitment_weight: float = 1.0
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-    kmeans_images: int = 64
-
-    def __post_init__(self):
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"config.loss.decay={self.decay} must be 0 or more and below 1")
-        if self.kmeans_iterations < 0 or self.kmeans_images < 1:
-            raise ValueError(f"config.loss: kmeans_iterations={self.kmeans_iterations} must not be "
-                             f"negative, kmeans_images={self.kmeans_images} must be above 0")
+    commitment_weight: NonNegative = 1.0
+    decay: BelowOne = 0.99
+    kmeans_iterations: Natural = 10
+    kmeans_images: Count = 64
 
 
 def make(config) -> contract.Task:
@@ -60,6 +54,7 @@ def make(config) -> contract.Task:
     dtype = contract.compute_dtype(config)
     teacher = teacher_features.make(config)
     model = options.build(Vqkd, config.model, "config.model", dtype=dtype, teacher_dim=teacher.dim)
+    model.check()
     rule = options.build(VqkdLoss, config.loss, "config.loss")
     if teacher.grid != model.grid:
         raise ValueError(f"the teacher has {teacher.grid[0]}x{teacher.grid[1]} patches, "

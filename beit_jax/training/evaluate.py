@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from beit_jax.data import pipeline
+from beit_jax.options import Count, Natural, NonNegative, Positive
 from beit_jax.tasks.task import Task
 from beit_jax.training import knn, sharding
 from beit_jax.training.state import TrainState
@@ -26,7 +27,8 @@ class EvalOptions:
 
     Attributes:
       every_steps: steps between evaluations.
-      every_epochs: the same in epochs; with both 0 only the end is evaluated.
+      every_epochs: the same in epochs, read where every_steps is 0; with both 0 only the end is
+        evaluated.
       split: the split that is measured.
       limit: at most so many of its examples, evenly spaced; 0: all.
       pictures: rows of the task's pictures; 0 draws none.
@@ -38,24 +40,18 @@ class EvalOptions:
     Raises: ValueError: a value that nothing could be done with.
     """
 
-    every_steps: int = 0
-    every_epochs: float = 0.0
+    every_steps: Natural = 0
+    every_epochs: NonNegative = 0.0
     split: str = "validation"
-    limit: int = 0
-    pictures: int = 8
-    knn: tuple[int, ...] = ()
-    knn_temperature: float = 0.07
+    limit: Natural = 0
+    pictures: Natural = 8
+    knn: tuple[Count, ...] = ()
+    knn_temperature: Positive = 0.07
     knn_split: str = "train"
-    knn_bank: int = 0
+    knn_bank: Natural = 0
 
     def __post_init__(self):
-        if self.limit < 0:
-            raise ValueError(f"config.eval.limit={self.limit} must be positive, or 0 for all")
-        if any(k < 1 for k in self.knn):
-            raise ValueError(f"config.eval.knn={self.knn}: numbers of neighbours are positive")
-        if self.knn_temperature <= 0:
-            raise ValueError(f"config.eval.knn_temperature={self.knn_temperature} must be above 0")
-        if self.knn_bank < 0 or 0 < self.knn_bank < max(self.knn, default=0):
+        if 0 < self.knn_bank < max(self.knn, default=0):
             raise ValueError(f"config.eval.knn_bank={self.knn_bank} examples cannot hold "
                              f"config.eval.knn={self.knn} neighbours; 0 takes all examples")
 

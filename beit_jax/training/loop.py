@@ -89,7 +89,7 @@ def _newest_good_named(checkpoints: Checkpoints):
 def train(job: Job, writer: MetricWriter) -> dict[str, float]:
     """The steps. Returns: the last measurement. Raises: NotFinite, Stopped."""
     opts, current, result = job.opts, job.state, None
-    eval_every = opts.eval.every_steps or round(opts.eval.every_epochs * job.per_epoch)
+    eval_every = recipe.eval_every(opts.eval, job.per_epoch)
     watch = Stopwatch(opts.data.global_batch_size, job.task.flops_per_image)
     in_flight = step.InFlight()
 

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from beit_jax.checkpoint import absolute
+from beit_jax.options import Count
 from beit_jax.training import chips
 from beit_jax.training.step import NotFinite
 
@@ -32,12 +33,8 @@ _SHOWN = (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("train/top1",
 class LogOptions:
     """config.log: steps between lines, and whether to write TensorBoard events."""
 
-    every_steps: int = 50
+    every_steps: Count = 50
     tensorboard: bool = True
-
-    def __post_init__(self):
-        if self.every_steps < 1:
-            raise ValueError(f"config.log.every_steps={self.every_steps} must be 1 or more")
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:

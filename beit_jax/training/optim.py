@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from beit_jax.options import BelowOne, Count, Dtype, Natural, NonNegative, Positive, Rule, within
 from beit_jax.training.sharding import path_of
 
 SCHEDULES = ("cosine", "cosine_continuous", "cosine_by_epoch", "constant")
@@ -26,6 +28,9 @@ _UNDECAYED_PATHS = ("embed_positions/A/embedding",)
 _WORDS = "text_embed/embedding"
 
 
+DecayEnd = Annotated[float, Rule(lambda end: end >= 0 or end == -1, "0 or more, or -1")]
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimOptions:
     """config.optim; steps are optimizer updates.
@@ -38,7 +43,7 @@ class OptimOptions:
         "cosine_continuous", which reaches it at step W as MAE's does; "cosine_by_epoch" (as
         "cosine", constant within an epoch); "constant".
       decay_steps: length of the cosine, constant afterwards; 0: the whole run.
-      weight_decay, weight_decay_end: cosine from one to the other; end < 0: constant.
+      weight_decay, weight_decay_end: cosine from one to the other; end -1: constant.
       clip_norm: largest global gradient norm; 0: off.
       layer_decay: learning rate of a block over that of the block above; 1: off.
       head_rate: learning rate of the leaves under "head" over that of the others (VQA).
@@ -54,48 +59,41 @@ class OptimOptions:
       momentum, trust_coefficient: of LARS, see `make_optimizer`.
     """
 
-    learning_rate: float
-    name: str = "adamw"
-    min_learning_rate: float = 0.0
-    warmup_steps: int = 0
-    warmup_epochs: float = 0.0
-    schedule: str = "cosine"
-    decay_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    weight_decay_end: float = -1.0
-    clip_norm: float = 0.0
-    layer_decay: float = 1.0
-    head_rate: float = 1.0
-    accumulation_steps: int = 1
-    decay_rule: str = "matrices"
+    learning_rate: NonNegative
+    name: Literal[*OPTIMIZERS] = "adamw"
+    min_learning_rate: NonNegative = 0.0
+    warmup_steps: Natural = 0
+    warmup_epochs: NonNegative = 0.0
+    schedule: Literal[*SCHEDULES] = "cosine"
+    decay_steps: Natural = 0
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.05
+    weight_decay_end: DecayEnd = -1.0
+    clip_norm: NonNegative = 0.0
+    layer_decay: Annotated[float, within(above=0, high=1)] = 1.0
+    head_rate: Positive = 1.0
+    accumulation_steps: Count = 1
+    decay_rule: Literal[*DECAY_RULES] = "matrices"
     decay_rel_pos_bias: bool = True
-    ema_decay: float = 0.0
-    mu_dtype: str = "float32"
-    momentum: float = 0.9
-    trust_coefficient: float = 0.001
+    ema_decay: BelowOne = 0.0
+    mu_dtype: Dtype = "float32"
+    momentum: BelowOne = 0.9
+    trust_coefficient: Positive = 0.001
 
     def __post_init__(self):
-        for name, allowed in (("name", OPTIMIZERS), ("schedule", SCHEDULES),
-                              ("decay_rule", DECAY_RULES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"optim.{name}={getattr(self, name)!r} is none of "
-                                 f"{', '.join(allowed)}")
         for other in OPTIMIZERS.keys() - {self.name}:
             for key in OPTIMIZERS[other]:
                 if getattr(self, key) != getattr(OptimOptions, key):
-                    raise ValueError(f"optim.{key}={getattr(self, key)} has no effect here: "
+                    raise ValueError(f"config.optim.{key}={getattr(self, key)} has no effect here: "
                                      f"optim.name={self.name} does not read it; remove it")
-        if self.accumulation_steps < 1:
-            raise ValueError(f"optim.accumulation_steps={self.accumulation_steps} must be 1 or "
-                             "more")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"optim.ema_decay={self.ema_decay} must be 0 or more and below 1")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"config.optim.min_learning_rate={self.min_learning_rate} must be at "
+                             f"most the peak, config.optim.learning_rate={self.learning_rate}")
         if self.schedule == "constant" and self.min_learning_rate:
-            raise ValueError(f"optim.min_learning_rate={self.min_learning_rate} has no effect "
-                             "here: optim.schedule=constant stays at its peak; remove it")
+            raise ValueError(f"config.optim.min_learning_rate={self.min_learning_rate} has no "
+                             "effect here: optim.schedule=constant stays at its peak; remove it")
 
 
 def warmup_cosine(peak: float, end: float, total_steps: int, warmup_steps: int = 0, *,

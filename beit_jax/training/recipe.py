@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import SimpleNamespace
+from typing import Literal, get_args
 
 from beit_jax import options, tasks
 from beit_jax.checkpoint import CheckpointOptions
 from beit_jax.data import pipeline
+from beit_jax.options import Dtype, Natural, NonNegative
 from beit_jax.tasks.task import TASK_SECTIONS, Frozen
 from beit_jax.training import evaluate, sharding
 from beit_jax.training.evaluate import EvalOptions
@@ -17,9 +18,34 @@ from beit_jax.training.state import InitOptions
 SECTIONS = {"data": pipeline.DataOptions, "mesh": sharding.MeshOptions, "optim": OptimOptions,
             "init": InitOptions, "eval": EvalOptions, "checkpoint": CheckpointOptions,
             "log": LogOptions}
-_VALUES = ("seed", "task", "total_steps", "total_epochs", "dtype", "matmul_precision")
 _OF_MAIN = ("stages", "report")
 _PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+_MOST_STEPS = 2**31 - 1  # the state counts them as int32
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """The keys of a config that stand in no section.
+
+    Attributes:
+      seed: of weights, order and all draws.
+      task: a name in tasks/__init__.py.
+      total_steps, total_epochs: length of the run; exactly one is above 0.
+      dtype: of matrix products; "auto": bfloat16 on accelerators, float32 on CPUs.
+      matmul_precision: jax's, of float32 products on accelerators.
+    """
+
+    seed: Natural = 0
+    task: str = ""
+    total_steps: Natural = 0
+    total_epochs: NonNegative = 0.0
+    dtype: Literal["auto", *get_args(Dtype)] = "auto"
+    matmul_precision: Literal[*_PRECISIONS] = "default"
+
+    def __post_init__(self):
+        if (self.total_steps > 0) == (self.total_epochs > 0):
+            raise ValueError(f"config.total_steps={self.total_steps} and config.total_epochs="
+                             f"{self.total_epochs}: exactly one of them must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +64,24 @@ class Recipe:
 
 
 def read(config) -> Recipe:
-    """Checks all keys that do not belong to the task.
+    """Checks all keys before anything is read or compiled.
 
     Raises: ValueError: an unknown key, or an impossible value.
     """
-    known = (*_VALUES, *SECTIONS, *TASK_SECTIONS, *_OF_MAIN)
+    values = [field.name for field in dataclasses.fields(RunOptions)]
+    known = (*values, *SECTIONS, *TASK_SECTIONS, *_OF_MAIN)
     for key in config:
         if key not in known:
             raise ValueError(options.unknown_key(key, known, "config"))
-    if (config.get("total_steps", 0) > 0) == (config.get("total_epochs", 0.0) > 0):
-        raise ValueError(
-            f"config.total_steps={config.get('total_steps', 0)} and config.total_epochs="
-            f"{config.get('total_epochs', 0.0)}: exactly one of them must be above 0")
-    precision = config.get("matmul_precision", "default")
-    if precision not in _PRECISIONS:
-        raise ValueError(f"config.matmul_precision={precision!r} is none of "
-                         f"{', '.join(_PRECISIONS)}")
+    run = options.build(RunOptions, {key: config[key] for key in values if key in config}, "config")
+    for name in (*SECTIONS, *TASK_SECTIONS):
+        options.read_section(config.get(name, {}), f"config.{name}")
     sections = {}
     for name, cls in SECTIONS.items():
         sections[name] = options.build(cls, config.get(name), f"config.{name}")
-    return Recipe(seed=config.get("seed", 0), matmul_precision=precision, **sections)
+    pipeline.batch_sizes(sections["data"])  # raises where the streams of a mixture do not fit
+    tasks.check(config)
+    return Recipe(seed=run.seed, matmul_precision=run.matmul_precision, **sections)
 
 
 def check_batch(recipe: Recipe, mesh) -> None:
@@ -131,14 +155,14 @@ def frozen_networks(config) -> Mapping[str, Frozen]:
     """Those that a recipe's target needs, known before its data are: {} where it has no target."""
     if not (config.get("target") or {}).get("checkpoint"):
         return {}
-    # any numbers will do: they are of the trained network, not of the target's
-    given = config.model.get("vocab_size", 0)
-    unread = SimpleNamespace(num_classes=2, vocab_size=given if given > 0 else 64)
-    return tasks.make(with_data(config, unread)).frozen
+    return tasks.check(config).frozen
 
 
 def lengths(config, recipe: Recipe, num_train: int) -> tuple[int, int]:
-    """(total_steps, steps_per_epoch) of a run. Raises: ValueError: less than one step."""
+    """(total_steps, steps_per_epoch) of a run.
+
+    Raises: ValueError: less than one step, or more than can be counted.
+    """
     batch = recipe.data.global_batch_size
     steps_per_epoch = num_train // batch
     if config.get("total_steps", 0) > 0:
@@ -146,4 +170,15 @@ def lengths(config, recipe: Recipe, num_train: int) -> tuple[int, int]:
     if steps_per_epoch < 1:
         raise ValueError(f"config.data.global_batch_size={batch} is larger than the training "
                          f"split of {num_train} examples: lower it, or set config.total_steps")
-    return max(round(config.total_epochs * steps_per_epoch), 1), steps_per_epoch
+    total = max(round(config.total_epochs * steps_per_epoch), 1)
+    if total > _MOST_STEPS:
+        raise ValueError(f"config.total_epochs={config.total_epochs} of {steps_per_epoch} steps "
+                         f"are more than {_MOST_STEPS} steps: lower it")
+    return total, steps_per_epoch
+
+
+def eval_every(evaluation: EvalOptions, steps_per_epoch: int) -> int:
+    """Steps between evaluations; 0: only at the end. A part of an epoch is one step or more."""
+    if evaluation.every_steps or not evaluation.every_epochs:
+        return evaluation.every_steps
+    return max(round(evaluation.every_epochs * steps_per_epoch), 1)

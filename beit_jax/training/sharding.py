@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from beit_jax.options import Rule
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -42,13 +45,16 @@ ACTIVATION_RULES = (
 )
 
 
+Devices = Annotated[int, Rule(lambda size: size == -1 or size > 0, "1 or more, or -1")]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:
     """config.mesh: devices on each axis; -1, on one axis at most, takes all that remain."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Devices = -1
+    fsdp: Devices = 1
+    tensor: Devices = 1
 
 
 def make_mesh(options: MeshOptions) -> Mesh:
@@ -60,7 +66,7 @@ def make_mesh(options: MeshOptions) -> Mesh:
     count = jax.device_count()
     sizes = [getattr(options, name) for name in AXES]
     asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-    fixed = int(np.prod([size for size in sizes if size != -1]))
+    fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"config.mesh {asked}: sizes are positive, and one of them may be -1")
     if count % fixed or (-1 not in sizes and fixed != count):
@@ -70,8 +76,12 @@ def make_mesh(options: MeshOptions) -> Mesh:
     if sizes[0] * sizes[1] % jax.process_count():
         raise ValueError(f"config.mesh {asked}: data * fsdp = {sizes[0] * sizes[1]} is no multiple "
                          f"of {jax.process_count()} processes, so that some would share rows")
-    # Auto: under jax's new default, explicit axes, indexing a table by sharded codes is an error
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    try:
+        # Auto: under jax's default, explicit axes, indexing a table by sharded codes is an error
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    except NotImplementedError as error:  # a slice of TPUs is a grid that not every shape fits
+        raise ValueError(f"config.mesh {asked}: {count} devices cannot be laid out so: "
+                         f"{' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from beit_jax import checkpoint
 from beit_jax.models import adapt
-from beit_jax.tasks.task import Frozen, Statistics, Task, statistics_of_data
+from beit_jax.options import Pattern
+from beit_jax.tasks.task import Frozen, Loading, Statistics, Task, statistics_of_data
 from beit_jax.training import sharding
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class InitOptions:
+class InitOptions(Loading):
     """config.init: weights to start from.
 
     Attributes:
@@ -59,13 +60,9 @@ class InitOptions:
         than config.data.mean and std say.
     """
 
-    checkpoint: str = ""
-    adapt: tuple[str, ...] = ()
-    use_ema: bool = True
-    allow_missing: tuple[str, ...] = ()
-    allow_unused: tuple[str, ...] = ()
+    allow_missing: tuple[Pattern, ...] = ()
+    allow_unused: tuple[Pattern, ...] = ()
     collections: tuple[str, ...] = ()
-    accept_other_statistics: bool = False
 
 
 def create(task: Task, tx: optax.GradientTransformation, key: jax.Array, batch_shapes: Any,

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from beit_jax import data
+from beit_jax import data, options
 from beit_jax.data import pipeline
 from beit_jax.data.options import DataOptions
 from beit_jax.data.source import MissingSplit, Source
@@ -217,7 +217,7 @@ def test_batch_that_processes_do_not_divide_is_refused():
 def test_impossible_options_are_refused_with_key_and_value(changes):
     key, value = next(iter(changes.items()))
     with pytest.raises(ValueError, match=f"config.data.{key}=") as error:
-        _options(**changes)
+        options.build(DataOptions, vars(_options()) | changes, "config.data")
     assert repr(value) in str(error.value)
 
 

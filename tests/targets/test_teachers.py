@@ -177,15 +177,18 @@ def test_a_backbone_is_the_trunk_of_a_pretraining_model():
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, wanted)
 
 
+PLAIN = dict(mean=(0, 0, 0), std=(1, 1, 1))
+
+
 @pytest.mark.parametrize("section, message", [
     (dict(kind="clip_vitl14"), "kind='clip_vitl14' is none of backbone, clip_vitb16"),
     (dict(), "kind='' is none of"),
     (dict(kind="dino_vitb16", output_dim=3), "config.target.output_dim is unknown"),
-    (dict(kind="backbone", model=BEIT | dict(vocab_size=8), mean=(0,), std=(1,)),
+    (dict(kind="backbone", model=BEIT | dict(vocab_size=8), **PLAIN),
      "model.vocab_size of a backbone as teacher is unknown; known: attention"),
-    (dict(kind="backbone", model=dict(width=8, depth=2), mean=(0,), std=(1,)),
+    (dict(kind="backbone", model=dict(width=8, depth=2), **PLAIN),
      "lacks image_px, num_heads, patch_size"),
-    (dict(kind="backbone", model=BEIT, mean=(0,), std=(1,), block=3), "block=3, but .* has 3"),
+    (dict(kind="backbone", model=BEIT, **PLAIN, block=3), "block=3, but .* has 3"),
 ], ids=["kind", "no_kind", "key", "model_key", "model_lacks", "block"])
 def test_mistakes_in_a_section_are_one_clear_line(section, message):
     config = common.base()

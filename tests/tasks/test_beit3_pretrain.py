@@ -239,7 +239,7 @@ def test_tokens_and_positions_are_not_decayed_but_words_are(started):
     (dict(data=dict(streams=dict(images=dict(name="synthetic"), texts=dict(
         name="synthetic", text="sentences", text_length=2000), pairs=dict(name="synthetic")))),
      "config.data.streams.texts.text_length=2000"),
-    (dict(mask=dict(pair=dict(rate=0.0))), r"mask.rate=0.0 must lie in \(0, 1\]"),
+    (dict(mask=dict(pair=dict(rate=0.0))), "config.mask.pair.rate=0.0 must be above 0"),
     (dict(mask=dict(image=dict(num_maskd=3))), "config.mask.image.num_maskd is unknown"),
     (dict(mask=dict(texts=dict(rate=0.1))), "config.mask.texts is unknown"),
     (dict(model=dict(vocab_size=5)), "vocab_size=5"),

@@ -249,7 +249,7 @@ def test_pictures_are_rows_of_input_and_two_reconstructions(started):
 
 @pytest.mark.parametrize("change, message", [
     (dict(likelihood="laplace"), "likelihood='laplace' is none of"),
-    (dict(tau_end=0.0), "tau_end=0.0 must be > 0"),
+    (dict(tau_end=0.0), "config.loss.tau_end=0.0 must be above 0"),
     (dict(kl_wieght=1.0), "kl_wieght is unknown .did you mean kl_weight"),
 ])  # fmt: skip
 def test_wrong_loss_settings_are_named(change, message):
@@ -262,5 +262,5 @@ def test_wrong_loss_settings_are_named(change, message):
 def test_image_size_that_does_not_fit_is_named():
     config = tiny_config()
     config.data.image_px = 9
-    with pytest.raises(ValueError, match="multiples of 2; got 9x9"):
+    with pytest.raises(ValueError, match="config.data.image_px=9 is no multiple of 2"):
         dvae_train.make(config)

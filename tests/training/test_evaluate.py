@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from beit_jax import options
 from beit_jax.tasks.task import Task, mean_of_sums
 from beit_jax.training import evaluate
 from beit_jax.training.state import TrainState
@@ -85,5 +86,5 @@ def test_pictures_are_cut_to_the_rows_asked_for(mesh):
 
 
 def test_a_negative_limit_is_refused():
-    with pytest.raises(ValueError, match="config.eval.limit=-1 must be positive, or 0 for all"):
-        evaluate.EvalOptions(limit=-1)
+    with pytest.raises(ValueError, match="config.eval.limit=-1 must be 0 or more"):
+        options.build(evaluate.EvalOptions, dict(limit=-1), "config.eval")

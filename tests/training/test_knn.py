@@ -12,7 +12,7 @@ import pytest
 from compiling import pretended
 from sklearn.neighbors import KNeighborsClassifier
 
-from beit_jax import data, tasks
+from beit_jax import data, options, tasks
 from beit_jax.data import pipeline
 from beit_jax.data.source import MissingSplit, Source
 from beit_jax.models.beit import BeitForMim
@@ -101,12 +101,12 @@ def test_what_cannot_be_counted_is_one_line(mesh, changes, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(knn=(0,)), "are positive"), (dict(knn=(10,), knn_bank=9), "cannot hold"),
+    (dict(knn=(0,)), "knn=.0,.: 0 must be 1 or more"), (dict(knn=(10,), knn_bank=9), "cannot hold"),
     (dict(knn_temperature=0.0), "must be above 0"), (dict(knn_bank=-1), "knn_bank=-1"),
 ], ids=str)
 def test_impossible_options_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        evaluate.EvalOptions(**changes)
+        options.build(evaluate.EvalOptions, changes, "config.eval")
 
 
 def test_measure_adds_neighbours_to_what_the_task_measures(mesh):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from beit_jax import options as config_options
 from beit_jax.training import optim
 
 STEPS = 5
@@ -95,8 +96,9 @@ def test_where_a_length_is_zero_the_update_is_taken_as_it_is():
     (dict(name="adamw", trust_coefficient=1.0), "optim.trust_coefficient=1.0 has no effect"),
 ], ids=lambda value: "" if isinstance(value, str) else next(iter(value)))
 def test_an_unknown_optimizer_and_keys_of_the_other_one_are_refused(changes, message):
+    section = dict(learning_rate=0.1, name="lars") | changes
     with pytest.raises(ValueError, match=message):
-        options(**changes)
+        config_options.build(optim.OptimOptions, section, "config.optim")
 
 
 def test_a_masked_autoencoder_decays_tokens_but_no_vectors_and_no_tables():
