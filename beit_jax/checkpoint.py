@@ -242,10 +242,35 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         except (ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = self._misfit(step, target) or " ".join(str(error).split())[:300]
             raise ValueError(f"checkpoint {self.directory / str(step)} does not fit this config's "
                              f"model and optimizer: {reason}") from error
         return restored["state"]
+
+    def _misfit(self, step: int, target: Any) -> str:
+        """How the arrays of a step differ from `target`, and what to do; "" if they do not."""
+        def shapes(tree):
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+                    for path, leaf in leaves}
+
+        saved = shapes(ocp.PyTreeCheckpointer().metadata(
+            self.directory / str(step) / "state").item_metadata.tree)
+        wanted, found = shapes(target), []
+        for path in sorted(saved.keys() | wanted.keys()):
+            if path not in saved:
+                found.append(f"{path} is missing")
+            elif path not in wanted:
+                found.append(f"{path} is left over")
+            elif saved[path] != wanted[path]:
+                found.append(f"{path} is {saved[path]}, not {wanted[path]}")
+        if not found:
+            return ""
+        # the optimizer has arrays like those of the parameters
+        found = [text for text in found if text.startswith("params/")] or found
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        return (f"{'; '.join(found[:3])}{more}. Give the config it was made with, or start from "
+                f"its weights in another --workdir: config.init.checkpoint={self.directory.parent}")
 
     def close(self) -> None:
         """Waits for the last save and ends the background threads."""

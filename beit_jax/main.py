@@ -215,7 +215,8 @@ def _rehearse(configs, workdir: str, force: bool) -> dict[str, tuple[str, ...]]:
 
 def _line(metrics) -> str:
     """Metrics as one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "no evaluation"
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or (
+        "nothing was measured: no examples to evaluate on, or none with what is measured")
 
 
 def one_line(error: BaseException) -> str:

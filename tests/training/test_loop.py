@@ -229,13 +229,22 @@ def test_an_evaluation_that_is_nan_is_an_error(toy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change, message", [
     (dict(model__width=32), "another model .model.width was 16, is 32"),
-    (dict(optim__ema_decay=0.9), "does not fit this config's model and optimizer"),
+    (dict(optim__ema_decay=0.9), "does not fit this config's model and optimizer: ema_params/"
+     "blocks/mlp/fc1/bias is missing; .*. Give the config it was made with"),
 ], ids=["width", "ema"])
 def test_a_workdir_of_another_model_is_refused(toy, tmp_path, change, message):
     loop.run(toy.get_config(total_steps=2), tmp_path)
     with pytest.raises(ValueError, match=message):
         loop.run(toy.get_config(**change), tmp_path)
     assert checkpoint.load_variables(tmp_path)["head/kernel"].shape == (16, 4)
+
+
+def test_evaluation_of_another_size_names_the_arrays_that_differ(toy, tmp_path):
+    loop.run(toy.get_config(total_steps=1), tmp_path)
+    with pytest.raises(ValueError, match="does not fit this config's model and optimizer: ") as no:
+        loop.run(toy.get_config(total_steps=1, model__width=8), tmp_path, evaluate_only=True)
+    assert "params/head/kernel is [16, 4], not [8, 4]" in str(no.value)
+    assert f"config.init.checkpoint={tmp_path}" in str(no.value) and len(str(no.value)) < 700
 
 
 def test_other_changes_of_the_config_are_only_told(toy, tmp_path, caplog):
