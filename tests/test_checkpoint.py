@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what is refused, and that a broken one is never taken for whole."""
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -90,6 +91,18 @@ def test_a_step_that_is_evaluated_after_its_save_can_be_the_best(tmp_path):
         saved.save(step, make_state(step), {"top1": 0.5})
     saved.close()
     assert saved.all_steps() == [1, 3]
+
+
+def test_a_save_leaves_nothing_in_memory(tmp_path):
+    saved = Checkpoints(tmp_path, CheckpointOptions(keep_last=1))
+    counts = []
+    for step in range(1, 7):
+        saved.save(step, make_state(step))
+        saved.wait()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    saved.close()
+    assert counts[-1] - counts[-3] < 10, counts  # 24 lists a save before
 
 
 def test_saving_an_older_step_is_an_error_and_the_same_step_is_not(tmp_path):
