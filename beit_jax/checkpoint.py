@@ -7,6 +7,7 @@ The only module that knows Orbax. A step is a folder `<workdir>/checkpoints/<ste
 import dataclasses
 import errno
 import fnmatch
+import functools
 import json
 import logging
 import os
@@ -285,16 +286,30 @@ class Checkpoints:
 def absolute(path: str) -> epath.Path:
     """A local path made absolute, a bucket path as it is.
 
-    Raises: ValueError: a kind of bucket that nobody here knows.
+    Raises: ValueError: a kind of bucket that nobody here knows. OSError: the bucket cannot be
+      reached: no network, no credentials, no program for its kind.
     """
     path = os.fspath(path)
     if "://" not in path:
         return epath.Path(os.path.abspath(os.path.expanduser(path)))
     try:
-        return epath.Path(path)
+        made = epath.Path(path)
     except KeyError as error:
         raise ValueError(f"{path}: {error} is none of gs://, s3://, az://; give one of these, or a "
                          "local folder") from None
+    _reach(made)
+    return made
+
+
+@functools.cache  # a question to the bucket once, and again only where it failed
+def _reach(path: epath.Path) -> None:
+    """Asks for a path in a bucket, whatever the answer. Raises: OSError: there is none."""
+    try:
+        path.exists()
+    except Exception as error:  # each kind of bucket has errors of its own, of no common class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{os.fspath(path)} cannot be reached: {reason}; set up its credentials, or "
+                      "give a local folder") from error
 
 
 def step_folders(directory: epath.Path) -> list[epath.Path]:

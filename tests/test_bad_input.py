@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compiling import pretended
+from etils import epath
 from PIL import Image
 
 from beit_jax import checkpoint, options
@@ -233,6 +234,17 @@ def last_line(result, code=1):
     (["--config.data.target_px=0", "--config.data.target_filter=bicubic"], 1,
      "target_filter='bicubic' is wrong: it has no effect"),
     (["--config.model.num_heads=5"], 1, "num_heads=5"),
+    (["--config.model.num_heads=0"], 1, "config.model.num_heads=0 must be 1 or more"),
+    (["--config.model.patch_size=-8"], 1, "config.model.patch_size=-8 must be 1 or more"),
+    (["--config.total_steps=0", "--config.total_epochs=inf"], 1,
+     "config.total_epochs=inf must be a finite number"),
+    (["--config.target.vocab_size=0"], 1, "config.target.vocab_size=0 must be 1 or more"),
+    (["--config.optim.mu_dtype=float7"], 1, "config.optim.mu_dtype='float7' is none of float32"),
+    (["--config.init.allow_unused=('(',)"], 1, "'(' must be a regular expression"),
+    (["--config.init.adapt=('resize_pos_embd',)"], 1, "'resize_pos_embd' is none of"),
+    (["--config.optim.b2=nan"], 1, "config.optim.b2=nan must be a finite number"),
+    (["--config.data.std=(0.0,0.5,0.5)"], 1, "config.data.std=(0.0, 0.5, 0.5): 0.0 must be above"),
+    (["--config.mesh.fsdp=-1"], 1, "config.mesh data=-1, fsdp=-1"),
 ], ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else None)
 def test_a_wrong_value_of_a_pretraining(command, tmp_path, overrides, code, message):
     result = command("--config", PRETRAIN, "--workdir", tmp_path / "run", *overrides)
@@ -342,3 +354,23 @@ def test_a_full_disk(toy, command, tmp_path, monkeypatch):
     finally:
         if mounted:
             subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("flags, code", [
+    (["--workdir", "gs://bucket/run"], 2),
+    (["--config.init.checkpoint=gs://bucket/run"], 1),
+    (["--config.target.checkpoint=gs://bucket/vqkd.npz"], 1),
+], ids=["workdir", "weights", "target"])
+def test_a_bucket_without_credentials(command, tmp_path, monkeypatch, flags, code):
+    kind = type(epath.Path("gs://bucket"))  # of local paths too
+    exists = kind.exists
+
+    def fail(self):
+        if not str(self).startswith("gs:"):
+            return exists(self)
+        raise RuntimeError("All attempts to get a bearer token failed.\n\t when reading metadata")
+
+    monkeypatch.setattr(kind, "exists", fail)
+    line = last_line(command("--config", PRETRAIN, "--workdir", tmp_path / "run", *flags),
+                     code)
+    assert "gs://bucket/" in line and "cannot be reached: All attempts to get" in line
