@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from beit_jax import tasks
-from beit_jax.checkpoint import Checkpoints
+from beit_jax.checkpoint import Checkpoints, load_variables, unflatten
 from beit_jax.data import pipeline
 from beit_jax.targets import quantizer
 from beit_jax.training import loop, preemption, recipe, sharding, state
@@ -101,6 +101,27 @@ def retrieval(**mesh):
     config.data.synthetic_examples = 37  # the last batch is filled up
     config.log.update(every_steps=1, tensorboard=False)
     return config
+
+
+def similarities(workdir):
+    """Of each image to each caption, by the weights that a run of `retrieval` ended with.
+
+    Made on one device. Returns: scores [i, c]; is_own bool [i, c], True where it is the image's.
+    """
+    opts = recipe.read(retrieval())
+    config = recipe.with_data(retrieval(), pipeline.describe(opts.data))
+    task, found = tasks.make(config), []
+    params = unflatten({name: jnp.asarray(leaf)
+                        for name, leaf in load_variables(workdir).items()})
+    with jax.default_matmul_precision("highest"):
+        evaluate = jax.jit(task.eval_step)
+        for batch in pipeline.eval_batches(opts.data):
+            rows = jax.device_get(evaluate({"params": params}, {}, batch))
+            found.append([rows[name][batch["is_example"]]
+                          for name in ("image", "text", "has_text")])
+    image, text, has_text = (np.concatenate(parts) for parts in zip(*found))
+    own = np.nonzero(has_text)[0]  # of each caption
+    return image @ text[has_text].T, own == np.arange(len(image))[:, None]
 
 
 def codebooks(workdir, **mesh):
