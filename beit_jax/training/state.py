@@ -126,17 +126,18 @@ def check_evaluable(task: Task, options: InitOptions, workdir: str) -> None:
 
 
 def check_statistics(
-        config: Mapping[str, Any], frozen: Mapping[str, Frozen], own: str = "", tell: bool = True,
+        config: Mapping[str, Any], frozen: Mapping[str, Frozen], workdir: str = "",
+        tell: bool = True,
         record_of: Callable[[str], Mapping[str, Any]] = checkpoint.recorded) -> None:
     """Refuses weights that were trained on pixels normalised otherwise than they are here.
 
     Nothing is loaded for it: statistics are those of a run's config.json, or of the record in a
-    converted file. Where nothing is recorded, that is said and accepted.
+    converted file. Where nothing is recorded, that is said and accepted. A run that goes on is
+    compared with itself, so this comes before its config.json is written anew.
 
     Args:
       frozen: of the task.
-      own: workdir of a run that goes on or is measured with weights of its own: config.init is not
-        loaded then.
+      workdir: of the run; where it has weights of its own, config.init is not loaded.
       tell: log what is not known or is accepted.
       record_of: path -> config, as `checkpoint.recorded`.
     Raises: ValueError: one line with both statistics and what to do.
@@ -144,9 +145,9 @@ def check_statistics(
     networks = {network.section: (name, network.statistics, network.recorded)
                 for name, network in frozen.items()}
     data = statistics_of_data(config)
-    if own:
-        _compare(f"workdir {own}", statistics_of_data(record_of(own)), data, "network", config,
-                 "init", tell)
+    if workdir and checkpoint.step_folders(checkpoint.absolute(workdir) / "checkpoints"):
+        _compare(f"workdir {workdir}", statistics_of_data(record_of(workdir)), data, "network",
+                 config, "init", tell)
     elif "init" not in networks:
         networks["init"] = "network", data, statistics_of_data
     for place, (name, here, recorded) in networks.items():
