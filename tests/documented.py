@@ -16,6 +16,28 @@ SCRIPTS = sorted(path for part in ("configs", "benchmarks", "beit_jax")
                  for path in (ROOT / part).rglob("*.py"))
 # programs that a block may start; here each of them only notes what it was given
 PROGRAMS = ("python", "python3", "pip", "make", "tensorboard")
+
+# Commands that follow from each other, run in one folder at toy size, in this order: those of a
+# page's blocks and of recipes' first lines. What other people make lies there
+# before: weights (tests/foreign_files.py) and a folder of photographs; in place of their data sets
+# there is noise of the same kind (tests/data/test_text_runs.py has those of texts).
+CHAINS = {
+    "checkpoints": ["docs/checkpoints.md"],
+    "photographs": ["README.md", "docs/data.md"],
+    "BEiT": ["docs/beit.md", *(f"configs/beit/{name}.py" for name in (
+        "pretrain_in22k", "finetune_in22k", "finetune_in22k_to_in1k", "pretrain_in1k",
+        "finetune_in1k", "finetune_in1k_plain", "finetune_cifar100", "linear_probe"))],
+    "own tokenizer": ["docs/dvae.md"],
+    "BEiT v2": ["docs/beitv2.md", "configs/beitv2/vqkd.py", "configs/beitv2/pretrain.py",
+                "configs/beitv2/finetune.py", "configs/beitv2/linear_probe.py"],
+    "MAE": ["docs/mae.md", "configs/mae/pretrain.py", "configs/mae/finetune.py",
+            "configs/mae/linear_probe.py"],
+    "Img2Vec": ["docs/img2vec.md", "configs/img2vec/pretrain.py", "configs/img2vec/finetune.py",
+                "configs/img2vec/linear_probe.py"],
+    "BEiT-3": ["docs/beitv2.md", "configs/beit3/pretrain.py", "configs/beit3/itc.py",
+               "configs/beit3/retrieval.py", "configs/beit3/vqa.py", "configs/beit3/nlvr2.py",
+               "configs/beit3/captioning.py", "configs/beit3/finetune.py"],
+}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -8,15 +8,17 @@ import subprocess
 import tomllib
 
 import documented
+import foreign_files
 import pytest
-from documented import PAGES, ROOT, SCRIPTS
+from documented import CHAINS, PAGES, ROOT, SCRIPTS
+from PIL import Image
 
 from beit_jax import main, tasks
 from beit_jax.training import recipe
 
-BLOCKS = [block for path in PAGES for block in documented.blocks_of_page(path)]
-BLOCKS += [block for path in PAGES for block in documented.sentences(path)]
-BLOCKS += [block for path in SCRIPTS for block in documented.blocks_of_script(path)]
+SHELL = [block for path in PAGES for block in documented.blocks_of_page(path)]
+SHELL += [block for path in SCRIPTS for block in documented.blocks_of_script(path)]
+BLOCKS = SHELL + [block for path in PAGES for block in documented.sentences(path)]
 CLASSES, WORDS = 1_000, 64_010  # what the data of published recipes have
 
 
@@ -85,7 +87,7 @@ def judge_python(arguments, flags_of, monkeypatch):
         tasks.make(stage)
 
 
-def program(module):
+def program_of(module):
     """What `python -m MODULE` runs."""
     package = ROOT.joinpath(*module.split(".")).is_dir()
     return importlib.import_module(f"{module}.__main__" if package else module)
@@ -105,7 +107,7 @@ def assert_parses(module, flags, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     with pytest.raises(Parsed):
-        program(module).main()
+        program_of(module).main()
 
 
 def judge_pip(arguments, flags_of, monkeypatch):
@@ -132,3 +134,49 @@ def judge_tensorboard(arguments, flags_of, monkeypatch):
 
 JUDGES = {"python": judge_python, "python3": judge_python, "pip": judge_pip, "make": judge_make,
           "tensorboard": judge_tensorboard}
+
+
+# a flag of a documented command that says how large something is -> what it is here
+TOY = {"--config.total_epochs": ("--config.total_epochs=0", "--config.total_steps=2"),
+       "--config.optim.warmup_epochs": ("--config.optim.warmup_epochs=0",),
+       "--config.data.global_batch_size": ("--config.data.global_batch_size=4",),
+       "--config.data.holdout_per_class": ("--config.data.holdout_per_class=2",)}
+# flags that name files of data sets
+DATA = re.compile(r"--config\.data\.(streams\.\w+\.)?(path|annotations|questions|tokenizer)=")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS)
+def test_documented_commands_run_one_after_the_other(chain, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for color, kind in enumerate(("cat", "dog")):
+        for number in range(6):
+            path = tmp_path / "photos" / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 36), (80 * color, 40 * number, 90)).save(path)
+    for place in CHAINS[chain]:
+        for block in (block for block in SHELL if block.where.startswith(place + ":")):
+            for program, *arguments in documented.expand(block, tmp_path):
+                if program == "python":
+                    run(arguments, tmp_path, command)
+
+
+def run(arguments, folder, command):
+    """Runs `python ARGUMENTS` in this process."""
+    module, flags = arguments[1], arguments[2:]
+    if module == "beit_jax.convert":
+        for name in foreign_files.ORIGINS.keys() & set(flags):
+            foreign_files.write(folder, name)
+        assert program_of(module).main(flags) == 0, flags
+        return
+    assert module == "beit_jax.main"
+    place, workdir = flags.index("--config") + 1, folder / flags[flags.index("--workdir") + 1]
+    file, _, variant = flags[place].partition(":")
+    flags[place] = f"{file}:{variant}_smoke" if variant else f"{file}:smoke"
+    if "--config.data.name=folder" not in flags:
+        flags = [flag for flag in flags if not DATA.match(flag)]
+    more = [flag for given in flags for flag in TOY.get(given.partition("=")[0], ())]
+    code, lines, _ = command(*flags, *more, "--config.log.tensorboard=False")
+    assert code == 0, (flags, lines[-3:])
+    assert "--evaluate" in flags or (workdir / "result.json").is_file()

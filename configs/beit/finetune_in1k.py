@@ -2,8 +2,8 @@
 
 python -m beit_jax.main --config configs/beit/finetune_in1k.py --workdir runs/finetune \
     --config.init.checkpoint=runs/pretrain_in22k
-python -m beit_jax.main --config configs/beit/finetune_in1k.py:base_pt1k --workdir runs/finetune \
-    --config.init.checkpoint=runs/pretrain_in1k
+python -m beit_jax.main --config configs/beit/finetune_in1k.py:base_pt1k \
+    --workdir runs/finetune_pt1k --config.init.checkpoint=runs/pretrain_in1k
 
 On images of your own: --config.data.name=folder --config.data.path=DIR. Variants, all with relative
 positions and layer scale; pixels are normalised as in pre-training, of which there are two:

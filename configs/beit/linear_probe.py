@@ -2,8 +2,8 @@
 
 python -m beit_jax.main --config configs/beit/linear_probe.py --workdir runs/probe \
     --config.init.checkpoint=runs/pretrain_plain
-python -m beit_jax.main --config configs/beit/linear_probe.py:base_rel_pos --workdir runs/probe \
-    --config.init.checkpoint=runs/pretrain_in1k
+python -m beit_jax.main --config configs/beit/linear_probe.py:base_rel_pos \
+    --workdir runs/probe_rel_pos --config.init.checkpoint=runs/pretrain_in1k
 
 Variants. The protocol of the paper, average-pooled patch features, 50 epochs:
   base, large                     the plain ViT, pretrain_in1k.py:base_plain. Published after 800
