@@ -96,6 +96,7 @@ def write(path: str, arrays: Mapping[str, np.ndarray | LazyArray], nest: str = "
     for name, value in arrays.items():
         if value.dtype.name not in _STORAGES:
             raise ValueError(f"{name}: an array of type {value.dtype} cannot be written")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     partial = f"{path}.partial"
     metadata = {RECORD: json.dumps(record)} if record else {}
     try:
