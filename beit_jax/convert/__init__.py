@@ -35,6 +35,7 @@ FORMATS = {
     "dalle": engine.Format(tables.DALLE, layouts.DALLE),
     "vqkd": engine.Format(
         tables.VQKD, layouts.VQKD, tables.VQKD_IGNORED, dead_state=tables.vqkd_dead_state,
+        left_behind=tables.VQKD_LEFT_BEHIND,
         statistics=tables.ALWAYS_HALF  # the published process type, 2 x - 1
     ),
     "mae": engine.Format(tables.MAE, layouts.MAE, statistics=tables.ALWAYS_IMAGENET),

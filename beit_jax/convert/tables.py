@@ -177,6 +177,9 @@ VQKD_IGNORED = (
     (r"loss.*", "of the training, no weights"),
 )
 
+# what a run carries from step to step, and no other program reads
+VQKD_LEFT_BEHIND = ((r"pending/.*", "of an unfinished update of the codebook"),)
+
 
 def vqkd_dead_state(ours) -> dict:
     """What the original keeps beside the codebook and loads strictly, but never reads again.

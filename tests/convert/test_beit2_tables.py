@@ -124,6 +124,11 @@ def test_vqkd_on_the_command_line_lies_under_model(tmp_path, tokenizer, capsys):
     assert pickled.read(theirs).keys() == {"model"}
 
 
+def test_a_run_of_vqkd_is_exported_without_what_only_its_training_needs(tokenizer):
+    run = tokenizer | {"pending/count": np.zeros(4), "pending/total": np.zeros((4, 2))}
+    assert_same(convert.to_reference(run, "vqkd"), convert.to_reference(tokenizer, "vqkd"))
+
+
 # pre-training with patch aggregation
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
