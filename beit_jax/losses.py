@@ -23,9 +23,11 @@ def cross_entropy(logits, codes):
 def smooth_targets(label, num_classes: int, smoothing: float):
     """One-hot targets, on = 1 - s + s/C and off = s/C. label int [b] -> [b, C].
 
+    A label of C or more gives NaN, as in `cross_entropy`; below 0 stands for no label: off alone.
     Source: Szegedy et al. 2016; timm, mixup targets.
     """
-    return jax.nn.one_hot(label, num_classes) * (1.0 - smoothing) + smoothing / num_classes
+    on = jnp.where(label < num_classes, 1.0 - smoothing, jnp.nan)[:, None]
+    return jax.nn.one_hot(label, num_classes) * on + smoothing / num_classes
 
 
 def soft_target_cross_entropy(logits, target):

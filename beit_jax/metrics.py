@@ -9,12 +9,13 @@ def is_correct(logits, label, k: int = 1):
     """Whether fewer than k classes score above the label's: logits [b, C], label [b] -> bool [b].
 
     A tie counts as correct only against classes of a higher index, as for argmax; logits that are
-    not numbers are never correct.
+    not numbers and labels that are no class are never correct.
     """
+    is_class = (label >= 0) & (label < logits.shape[-1])
     own = jnp.take_along_axis(logits, label[:, None], axis=-1)
     index = jnp.arange(logits.shape[-1])[None, :]
     before = (logits > own) | ((logits == own) & (index < label[:, None]))
-    return (jnp.sum(before, axis=-1) < k) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    return is_class & (jnp.sum(before, axis=-1) < k) & ~jnp.any(jnp.isnan(logits), axis=-1)
 
 
 def code_use(counts):

@@ -1,11 +1,11 @@
-"""Token similarity: known values, its definition, and its cost. The others: with their tasks."""
+"""Token similarity: known values, its definition, and its cost; what no label can hit."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beit_jax import metrics
+from beit_jax import losses, metrics
 
 
 def by_definition(tokens):
@@ -66,3 +66,18 @@ def test_nothing_as_large_as_the_matrix_of_pairs_is_made():
 def test_one_token_has_no_pairs():
     with pytest.raises(ValueError, match="there is n=1: give features of two patches or more"):
         metrics.token_similarity(jnp.ones((4, 1, 8)))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_label_that_is_no_class_is_never_a_hit(k):
+    logits, label = jnp.eye(3)[jnp.array([0, 1, 2, 0, 2])], jnp.array([0, 3, 7, -1, 2])
+    np.testing.assert_array_equal(metrics.is_correct(logits, label, k), [1, 0, 0, 0, 1])
+
+
+def test_a_label_beyond_the_head_makes_the_loss_no_number():
+    label, logits = jnp.array([2, 3, -1]), jnp.zeros((3, 3))
+    target = losses.smooth_targets(label, 3, 0.1)
+    loss = losses.soft_target_cross_entropy(logits, target)
+    np.testing.assert_array_equal(jnp.isnan(loss), [False, True, False])
+    np.testing.assert_array_equal(jnp.isnan(losses.cross_entropy(logits, label)[:2]),
+                                  [False, True])

@@ -1,7 +1,9 @@
 """The student's own average as its teacher: `config.target` with kind "ema".
 
-Source: data2vec (arXiv 2202.03555); facebookresearch/data2vec_vision beit/. There, the student has
-  mask tokens in its encoder; here the rule is applied to the encoder of a masked autoencoder.
+Source: data2vec (arXiv 2202.03555); facebookresearch/data2vec_vision beit/engine_for_cyclical.py as
+  its commands for ViT-B and ViT-L run it (--post_target_layer_norm: a norm behind the average too).
+  There, the student has mask tokens in its encoder; here the rule is applied to the encoder of a
+  masked autoencoder.
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ class SelfTeacher:
 
     Attributes:
       decay: share of the old average that each update keeps, from the first step on.
-      blocks: number of the last blocks whose outputs are averaged, each under a norm.
+      blocks: number of the last blocks whose outputs are averaged, each under a norm; the average
+        is under one more.
     """
 
     decay: BelowOne = 0.9998

@@ -99,7 +99,8 @@ def check_batch(recipe: Recipe, mesh) -> None:
 def with_data(config, info):
     """A copy of the config with what only the data knows: num_classes and vocab_size = -1.
 
-    Raises: ValueError: the data has no classes or no text, or another vocabulary than the model.
+    Raises: ValueError: the data has no classes or no text, another vocabulary than the model, or
+      more classes than a section was given.
     """
     config = config.copy_and_resolve_references()
     given = config.model.get("vocab_size", 0)
@@ -114,7 +115,12 @@ def with_data(config, info):
                          f"a table of {info.vocab_size} rows: give the tokenizer that the weights "
                          "were trained with, or train from scratch with vocab_size=-1")
     for section in ("model", "probe", "target"):
-        if (config.get(section) or {}).get("num_classes") != -1:
+        given = (config.get(section) or {}).get("num_classes")
+        if given is not None and 0 <= given < info.num_classes:
+            raise ValueError(f"config.{section}.num_classes={given}, but the data "
+                             f"{config.data.name!r} has {info.num_classes} classes, and no label "
+                             "may lie beyond: set it to -1, which takes as many as the data has")
+        if given != -1:
             continue
         if info.num_classes < 1:
             raise ValueError(f"config.{section}.num_classes=-1, but the data {config.data.name!r} "

@@ -33,7 +33,9 @@ TARGETS = {  # (target, loss); None: as in pretrain.py
                  **common.IMAGENET_MEAN_STD), None),
     "dino": (dict(kind="dino_vitb16", **VIT_TEACHER), LOSS),
     "clip": (dict(kind="clip_vitb16", **VIT_TEACHER), LOSS),
-    "ema": (dict(kind="ema", decay=0.9998, blocks=6, norm="none"), LOSS),  # data2vec's, ViT-B
+    # data2vec's, ViT-B: beit/README.md there, --target_layers [6,...,11] --ema_decay 0.9998
+    # --post_target_layer_norm; the norms before and behind the average belong to kind "ema"
+    "ema": (dict(kind="ema", decay=0.9998, blocks=6, norm="none"), LOSS),
 }
 MASKS = {  # of 196 patches; the kept ones are rounded down, as in models_mae.py
     **{f"mask_{percent}": dict(kind="random", num_masked=count, cell=1)

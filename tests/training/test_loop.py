@@ -308,6 +308,17 @@ def test_num_classes_comes_from_the_data(toy, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 4
 
 
+@pytest.mark.parametrize("section", ["model", "probe", "target"])
+def test_data_of_more_classes_than_the_head_are_refused(toy, tmp_path, section):
+    """Labels beyond the head once counted as hits."""
+    config = toy.get_config(total_steps=1)
+    with config.unlocked():
+        config[section].num_classes = 3
+    with pytest.raises(ValueError, match=f"{section}.num_classes=3, but .*'toy' has 4 classes"):
+        loop.run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_epochs_become_steps(toy, tmp_path):
     loop.run(toy.get_config(total_steps=0, total_epochs=1.5, eval__every_epochs=0.5), tmp_path)
     evaluated = [step for step, name in numbers(tmp_path) if name == "eval/validation/top1"]
