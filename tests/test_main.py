@@ -204,6 +204,22 @@ def test_a_tokenizer_of_other_pixels_stops_the_stage_that_trains_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_goes_on_with_other_pixels_only_if_that_is_said(toy, tmp_path):
+    config = toy.get_config(total_steps=2)
+    config.data.update(HALF)
+    main.run(config, str(tmp_path))
+    config.total_steps = 3
+    config.data.update(OTHER)
+    before = (tmp_path / "config.json").read_text()
+    for _ in range(2):  # the first try has not made the second one right
+        with pytest.raises(ValueError, match="^workdir .* was trained on pixels .*accept_other"):
+            main.run(config, str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == before
+    config.init.accept_other_statistics = True
+    main.run(config, str(tmp_path))
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+
+
 def test_measuring_weights_of_other_pixels_is_refused_unless_that_is_said(toy, tmp_path):
     config = toy.get_config(total_steps=2)
     config.data.update(HALF)
