@@ -52,7 +52,7 @@ def test_sections_become_dataclasses_and_modules():
     (tuple[Count, ...], (), ((3, 0), (0,)), "^: 0 must be 1 or more"),
     (tuple[Share, Share], ((0, 1),), (0.5, (0.5,), (0.1, 0.2, 0.3)), "must be a list of 2 values"),
     (Any, (None, 3, "x"), (), ""),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else None)
 def test_a_kind_tells_right_values_from_wrong_ones(kind, right, wrong, message):
     assert [options.fault(kind, value) for value in right] == [""] * len(right)
     for value in wrong:
