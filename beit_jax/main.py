@@ -36,9 +36,9 @@ STAGE = "stage:"
 _USAGE = """\
 The same command resumes a run that was stopped. BEIT_JAX_TRACEBACK=1 shows where an error comes
 from. Exit codes: 0; 1 input that cannot be used; 2 a wrong command line; 130 or 143 stopped by
-Ctrl-C or SIGTERM, with the state saved. A second Ctrl-C ends at once.
-Recipes lie in configs/; README.md lists them. docs/architecture.md, "A config", says what the keys
-mean. A demo without any download:
+Ctrl-C or SIGTERM, with the state saved. A second Ctrl-C ends at once, as either does before the
+first step is done. Recipes lie in configs/; README.md lists them. docs/architecture.md, "A config",
+says where the keys are explained. A demo without any download:
   python -m beit_jax.main --config configs/digits/beit.py --workdir runs/digits"""
 HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 

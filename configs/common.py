@@ -59,7 +59,7 @@ TINY_DVAE = dict(vocab_size=32, n_hid=8, n_init=8, num_groups=2, blocks_per_grou
 
 
 def base() -> ConfigDict:
-    """A new config with every legal key; see docs/architecture.md for what each one does."""
+    """A new config with every legal key; docs/architecture.md says what explains each."""
     return ConfigDict(dict(
         seed=0,
         task="",

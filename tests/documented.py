@@ -21,6 +21,10 @@ PROGRAMS = ("python", "python3", "pip", "make", "tensorboard")
 # page's blocks and of recipes' first lines. What other people make lies there
 # before: weights (tests/foreign_files.py) and a folder of photographs; in place of their data sets
 # there is noise of the same kind (tests/data/test_text_runs.py has those of texts).
+# Understood by their programs, and not run from here: docs/multihost.md, whose two processes
+# tests/multidevice starts; docs/results.md, as demos take minutes (their smoke runs:
+# test_configs.py); benchmarks (test_benchmarks.py); make, pip and venv, which need a network and
+# which whoever starts the tests has run; tensorboard, which is no requirement.
 CHAINS = {
     "checkpoints": ["docs/checkpoints.md"],
     "photographs": ["README.md", "docs/data.md"],

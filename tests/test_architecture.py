@@ -37,7 +37,6 @@ MAY = {
     "visualize": {"visualize", "training.metric_writer", "checkpoint", "data", "options"},
     "main": {"training", "report", "visualize", "checkpoint", "options", "tasks", "data",
              "compile_cache"},
-    "plan": {"training", "tasks", "data", "models.adapt", "checkpoint", "options"},
 }
 HEAVY = {"tensorflow", "tensorflow_datasets"}
 

@@ -123,7 +123,7 @@ def finetune(path: str, start: str, seed: int):
     config.loss = dict(label_smoothing=0.1)
     config.optim.update(learning_rate=1e-3, min_learning_rate=1e-6, warmup_steps=30,
                         weight_decay=0.05, layer_decay=0.75 if start else 1.0)
-    config.checkpoint.update(every_steps=0, keep_last=1)
+    config.checkpoint.every_steps = 0
     if start:
         config.init.update(common.FROM_MIM, checkpoint=start)
     return config
