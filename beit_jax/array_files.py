@@ -2,7 +2,8 @@
 
 Nothing that a file says of itself is believed before it is compared with the file's size: what
 comes out is never more than what lies in it, but for archives that are packed, which may hold eight
-times their size, or 32 MiB. Source: numpy/lib/format.py; the format's page in huggingface/safetensors.
+times their size, or 32 MiB.
+Source: numpy/lib/format.py; the format's page in huggingface/safetensors.
 """
 
 import ast

@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
-NAMES = ("METEOR",)  # of `scores`
+
+def names() -> tuple[str, ...]:
+    """Of what `scores` gives on this machine."""
+    is_here = importlib.util.find_spec("pycocoevalcap") and shutil.which("java")
+    return ("METEOR",) if is_here else ()
 
 
 def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> dict[str, float]:
@@ -19,7 +23,7 @@ def scores(candidates: Mapping, references: Mapping[object, Sequence[str]]) -> d
 
     Args: as of `caption_metrics.scores`.
     """
-    if importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None:
+    if not names():
         _tell_once("no METEOR: it needs pycocoevalcap and java")
         return {}
     from pycocoevalcap.meteor.meteor import Meteor

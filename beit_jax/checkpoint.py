@@ -201,7 +201,10 @@ class Checkpoints:
         """
         self.wait()
         steps = self.all_steps()
-        if step in steps and len(steps) > 1 and not self.read_only:
+        if steps == [step]:
+            return (f"step {step}, the only checkpoint in {self.directory}, leads to it whatever "
+                    "the rate: start again in another --workdir")
+        if step in steps and not self.read_only:
             steps.remove(step)
             folder = self.directory / str(step)
             if jax.process_index() == 0:
@@ -488,11 +491,14 @@ def recorded(path: str) -> dict[str, Any]:
     Returns: of a run, its config; of a file that `beit_jax.convert` made, what it recorded, in the
       same form: {"data": {"mean": [...], "std": [...]}, ...}. {} where nothing is recorded.
     Raises: ValueError: a record that cannot be read; the message names the file.
+      FileNotFoundError: nothing there.
     """
     where = absolute(path)
     if where.is_file():
         record = _metadata(where).get(RECORD)
         return _record(record, where) if isinstance(record, str) else {}
+    if not where.exists():
+        raise _nothing_to_read(where)
     is_step = where.name.isdigit() and where.parent.name == "checkpoints"
     file = (where.parent.parent if is_step else where) / "config.json"
     return _record(file.read_bytes(), file) if file.exists() else {}

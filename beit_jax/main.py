@@ -105,9 +105,7 @@ def resolve_stage(config, name: str, before: list[str], workdir: str):
     Raises: ValueError: a stage that is not there, or comes later.
     """
     stage = config.stages[name].copy_and_resolve_references()
-    target = stage.get("target") or {}
-    for where, section in (("init", stage.get("init") or {}), ("target", target),
-                           ("target.statistics", target.get("statistics") or {})):
+    for where, section in _loading(stage):
         path = section.get("checkpoint") or ""
         if path.startswith(STAGE):
             wanted = path.removeprefix(STAGE)
@@ -117,6 +115,13 @@ def resolve_stage(config, name: str, before: list[str], workdir: str):
                     f"{name}; those are: {', '.join(before) or 'none'}")
             section.checkpoint = os.path.join(workdir, wanted)
     return stage
+
+
+def _loading(stage) -> list[tuple]:
+    """(name, section) of the parts of a stage's config that name weights to be loaded."""
+    target = stage.get("target") or {}
+    return [("init", stage.get("init") or {}), ("target", target),
+            ("target.statistics", target.get("statistics") or {})]
 
 
 def run(config, workdir: str, evaluate_only: bool = False, force: bool = False) -> dict:
@@ -179,15 +184,17 @@ def _check_stages(configs, workdir: str) -> None:
     from beit_jax import checkpoint
     from beit_jax.training import recipe, state
 
-    records = {os.path.join(workdir, name): config for name, config in configs.items()}
+    to_come = {}  # folder -> config of the stages before
     for name, config in configs.items():
+        own = os.path.join(workdir, name)
         try:
             recipe.read(config)
             state.check_statistics(
-                config, recipe.frozen_networks(config), tell=False,
-                record_of=lambda path: records.get(path) or checkpoint.recorded(path))
-        except ValueError as error:
-            raise ValueError(f"stage {name}: {error}") from error
+                config, recipe.frozen_networks(config), own, tell=False,
+                record_of=lambda path: to_come.get(path) or checkpoint.recorded(path))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"stage {name}: {one_line(error)}") from error
+        to_come[own] = config
 
 
 def _rehearse(configs, workdir: str, force: bool) -> dict[str, tuple[str, ...]]:
@@ -197,19 +204,30 @@ def _rehearse(configs, workdir: str, force: bool) -> dict[str, tuple[str, ...]]:
     """
     from beit_jax.training import records, rehearsal
 
-    measured, known = {}, {}
+    measured, known, going_on = {}, {}, {}
     for name, config in configs.items():
-        # stages that differ in these alone are of the same shapes
-        but = ("seed", "optim", "init", "log", "total_steps", "total_epochs")
-        shapes = json.dumps({key: value for key, value in json.loads(config.to_json()).items()
-                             if key not in but})
+        # stages that differ in these alone are refused alike
+        plain = json.loads(config.to_json())
+        for key in ("seed", "init", "log"):
+            plain.pop(key, None)
+        for key in ("learning_rate", "min_learning_rate"):
+            plain.get("optim", {}).pop(key, None)
+        shapes, own = json.dumps(plain), os.path.join(workdir, name)
         try:
-            result = records.finished(config, os.path.join(workdir, name), force)
+            result = records.finished(config, own, force)
             if result is None and shapes not in known:
                 known[shapes] = rehearsal.of_config(config)
         except (ValueError, OSError) as error:
             raise ValueError(f"stage {name}: {one_line(error)}") from error
         measured[name] = tuple(known[shapes] if result is None else result)
+        stale = [going_on[path] for _, section in _loading(config)
+                 if (path := section.get("checkpoint") or "") in going_on]
+        if result is None and records.gives_other_weights(config, own):
+            going_on[own] = name
+        elif result is not None and stale and not force:
+            raise ValueError(
+                f"stage {name} is finished, but stage {stale[0]}, whose weights it took, is to go "
+                f"on: take another --workdir, remove {own}, or --force to keep its numbers")
     return measured
 
 
@@ -244,13 +262,7 @@ def parse(argv: list[str]) -> ConfigDict:
 
     Raises: ValueError, flags.Error, OSError: what is wrong with it, or with the file.
     """
-    try:
-        stray = flags.FLAGS(argv)[1:]
-    except (flags.Error, ValueError, TypeError, OSError):
-        raise
-    except Exception as error:  # of the config file, a program that may raise anything
-        raise ValueError(_unknown_override(argv) or f"config file {_config_path(argv)}: "
-                         f"{type(error).__name__}: {error}") from error
+    stray = _read_flags(argv)[1:]
     if stray:
         raise ValueError(f"{stray[0]!r} is no flag: values of the config are given as "
                          "--config.a.b=value, and all else by --name=value (see --help)")
@@ -269,6 +281,17 @@ def parse(argv: list[str]) -> ConfigDict:
     hasattr(CONFIG.value, "keys")  # an unreadable file is reported on first use only
     raise ValueError(f"config file {_config_path(argv)}: get_config() returned "
                      f"{type(CONFIG.value).__name__}, not an ml_collections.ConfigDict")
+
+
+def _read_flags(argv: list[str]) -> list[str]:
+    """Reads the flags, and with them the config file. Returns: what is none of them."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, OSError):
+        raise
+    except Exception as error:  # of the config file, a program that may raise anything
+        raise ValueError(_unknown_override(argv) or f"config file {_config_path(argv)}: "
+                         f"{type(error).__name__}: {error}") from error
 
 
 def _config_path(argv: list[str]) -> str:
@@ -304,7 +327,7 @@ def _unknown_override(argv: list[str]) -> str:
 def usage(argv: list[str]) -> str:
     """What --help prints: the flags, and what the named config holds."""
     rest = [argument for argument in argv if argument not in HELP]
-    flags.FLAGS(rest)
+    _read_flags(rest)
     shown = [__doc__.strip(), "", "Flags:"]
     for holder in (CONFIG, WORKDIR, EVALUATE, FORCE, DISTRIBUTED, COORDINATOR,
                    NUM_PROCESSES, PROCESS_ID):

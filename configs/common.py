@@ -69,8 +69,8 @@ def base() -> ConfigDict:
         matmul_precision="default",
         mesh=dict(data=-1, fsdp=1, tensor=1),  # devices per axis; -1 = all that remain
         data=dict(
-            # digit_scenes/plain|multi|photo, folder, synthetic, karpathy, pairs, documents, vqa,
-            # nlvr2, index, mixture, or a TFDS name
+            # digit_scenes/plain|varied|multi|tiles|photo, folder, synthetic, karpathy, pairs,
+            # documents, vqa, nlvr2, index, mixture, or a TFDS name
             name="",
             path="",  # folder, images of texts: directory; TFDS: data_dir; digit_scenes: cache
             train_split="train",

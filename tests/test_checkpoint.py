@@ -359,7 +359,8 @@ def test_what_is_recorded_in_a_file_is_no_array_of_it(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_no_such_file_has_no_record(tmp_path, suffix, damage):
     path = tmp_path / f"a.{suffix}"
-    assert checkpoint.recorded(str(path)) == {}
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checkpoint.recorded(str(path))
     path.write_bytes(damage)
     assert checkpoint.recorded(str(path)) == {}
 

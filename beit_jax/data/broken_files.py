@@ -70,7 +70,7 @@ def batches(build: Callable, source: Source, max_broken: int, start: int,
                 step += 1
             return
         except Unreadable:
-            if source.paths is None:
+            if source.paths is None or source.images is not None:  # in memory no file can break
                 raise
             found = {source.paths[number]: reason for number in np.unique(images_of(step)).tolist()
                      if (reason := defect_of(number)) is not None}

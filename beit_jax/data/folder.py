@@ -42,7 +42,8 @@ def _load(root: str, train_split: str, eval_split: str, split: str,
           holdout_per_class: int) -> Source:
     layout = _layout(root, train_split, eval_split)
     files = _index(layout.train, layout.class_names)
-    if split == train_split or folder_layout.kind_of(split) == folder_layout.TRAIN:
+    if split == train_split or (split not in layout.others
+                                and folder_layout.kind_of(split) == folder_layout.TRAIN):
         is_chosen = np.ones(len(files.labels), bool)
         if holdout_per_class:
             is_chosen = ~held_out(files.labels, holdout_per_class, files.class_names)
@@ -52,9 +53,11 @@ def _load(root: str, train_split: str, eval_split: str, split: str,
         is_chosen = held_out(files.labels, holdout_per_class, files.class_names)
         return _source(layout.train, files, files.class_names, is_chosen)
     found = folder_layout.find(layout, split)
-    own = _index(found.path, _class_folders(found.path))
+    own = _index(found.path, tuple(folder_layout.classes_in(found.path)))
     if files.class_names and not own.class_names:
         _refuse_without_labels(layout, found)
+    if found.is_substitute:
+        log.warning("%s has no validation split: %s stands in for it", root, found.path)
     unknown = sorted(set(own.class_names) - set(files.class_names))
     if unknown:
         raise ValueError(f"{found.path} has classes that {layout.train} lacks: "
@@ -115,13 +118,6 @@ class _Files(NamedTuple):
     images: image_table.ImageTable
     labels: np.ndarray  # int [n]
     class_names: tuple[str, ...]
-
-
-def _class_folders(folder: str) -> tuple[str, ...]:
-    """Names of the sub-folders that hold files."""
-    names, _ = folder_files.entries(folder, {})
-    return tuple(name for name in names
-                 if folder_files.holds_files(os.path.join(folder, name)))
 
 
 @functools.lru_cache(maxsize=4)

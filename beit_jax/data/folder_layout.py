@@ -83,10 +83,20 @@ def resolve(root: str, train_split: str, eval_split: str, notes: dict[str, str])
         others = set(names) - set(class_names)
     else:
         inside, _ = folder_files.entries(train, {})
+        held_back = _at(root, eval_split) if _is_path(eval_split) else None
         class_names = [name for name in _holding(train, inside, notes)
-                       if not own or os.path.join(train, name) != _at(root, own)]
+                       if os.path.join(train, name) != held_back]
         others = {name for name in names if os.path.join(root, name) != train}
+    _refuse_eval_inside_a_class(root, train, eval_split)
     return Layout(root, train, tuple(class_names), tuple(sorted(others)))
+
+
+def _refuse_eval_inside_a_class(root: str, train: str, eval_split: str) -> None:
+    """Raises: ValueError: images of the evaluation would be trained on."""
+    path = _at(root, eval_split) if _is_path(eval_split) else train
+    if path.startswith(train + os.sep) and os.path.dirname(path) != train:
+        raise ValueError(f"config.data.eval_split={eval_split}: {path} lies inside a class of the "
+                         f"training images in {train}: move it out of there")
 
 
 def find(layout: Layout, split: str) -> Found:
@@ -102,7 +112,9 @@ def find(layout: Layout, split: str) -> Found:
     if split in layout.others:
         return Found(os.path.join(layout.root, split))
     kind = kind_of(split)
-    for wanted in (VALIDATION, TEST) if kind == VALIDATION else (kind,) if kind else ():
+    # nobody has asked for the default by name: only there another split may stand in
+    kinds = (VALIDATION, TEST) if split == DataOptions.eval_split else (kind,) if kind else ()
+    for wanted in kinds:
         named = [name for name in layout.others if kind_of(name) == wanted]
         if len(named) > 1:
             raise ValueError(f"{layout.root}: any of {', '.join(named)} could be the split "
@@ -139,13 +151,13 @@ def _choose(root, names, named, own, train_split, notes) -> str:
     train, = named
     path = os.path.join(root, train)
     doubtful = [name for name in rest if _has_images(os.path.join(root, name))]
-    classes = _classes(path)
+    classes = classes_in(path)
     if not doubtful or classes and any(
-            set(_classes(os.path.join(root, name))) & set(classes)
+            set(classes_in(os.path.join(root, name))) & set(classes)
             for name in (*splits, *filter(None, (own,)))):
         notes.update({os.path.join(root, name): "not used: it is no split" for name in rest})
         return path
-    if not classes and not splits and not any(_classes(os.path.join(root, n)) for n in doubtful):
+    if not classes and not splits and not any(classes_in(os.path.join(root, n)) for n in doubtful):
         notes[path] = ("taken as a class, not as a split: it has no class folders; "
                        f"config.data.train_split=./{train} would make it the training split")
         return root
@@ -161,7 +173,7 @@ def _is_split_of(root, name, names) -> bool:
     """
     if kind_of(name) not in (VALIDATION, TEST):
         return False
-    classes = set(_classes(os.path.join(root, name)))
+    classes = set(classes_in(os.path.join(root, name)))
     if not classes:
         return False
     if unknown := sorted(classes - set(names)):
@@ -175,7 +187,7 @@ def _refuse_splits_inside(root: str, class_names) -> None:
     """Raises: ValueError: what should be classes holds splits, or has the looks of splits."""
     way_out = "if these are classes nevertheless, say config.data.train_split=."
     # of very many classes the first ones tell: to list them all takes long
-    inside = {name: _classes(os.path.join(root, name)) for name in class_names[:_SHOWN]}
+    inside = {name: classes_in(os.path.join(root, name)) for name in class_names[:_SHOWN]}
     for name, inner in inside.items():
         kinds = {kind_of(one): one for one in inner if kind_of(one)}
         if TRAIN in kinds and len(kinds) > 1:
@@ -214,7 +226,7 @@ def _holding(folder: str, names, notes) -> list[str]:
     return held
 
 
-def _classes(folder: str) -> list[str]:
+def classes_in(folder: str) -> list[str]:
     """Names of the sub-folders that hold files."""
     folders, _ = folder_files.entries(folder, {})
     return _holding(folder, folders, {})

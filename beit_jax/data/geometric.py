@@ -1,13 +1,11 @@
 """Rotation, shear and translation, resampled as PIL's `Image.transform` does: bicubic or bilinear.
 
-TensorFlow's own projective transform knows no bicubic. Images are uint8 [h, w, 3]; `method` is one
-of `METHODS`.
+TensorFlow's own projective transform knows no bicubic. Images are uint8 [h, w, 3]; `method` is
+"bicubic" or "bilinear".
 """
 import math
 
 from beit_jax.data.host_tensorflow import tf
-
-METHODS = ("bicubic", "bilinear")
 
 
 def translate_x(image, fraction, fill, method="bicubic"):

@@ -24,8 +24,9 @@ class DataOptions:
     """`config.data`. Sizes in pixels.
 
     Attributes:
-      name: "digit_scenes/plain", "/varied", "/multi" or "/photo", "folder", "synthetic",
-        "karpathy", "pairs", "documents", "vqa", "nlvr2", "index", "mixture", or a TFDS name.
+      name: "digit_scenes/plain", "/varied", "/multi", "/tiles" or "/photo", "folder",
+        "synthetic", "karpathy", "pairs", "documents", "vqa", "nlvr2", "index", "mixture", or a
+        TFDS name.
       path: folder of images, or TFDS data_dir; for digit_scenes the cache, by default
         $BEIT_JAX_DATA, else ~/.cache/beit_jax.
       train_split, eval_split: what the source calls them; sources with files of texts join

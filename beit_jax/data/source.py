@@ -1,5 +1,4 @@
 """The form in which every data set reaches the pipeline, and the choice of examples from it."""
-import functools
 import hashlib
 import json
 import os
@@ -84,12 +83,11 @@ def digest(source: Source, chosen: np.ndarray | None = None) -> str:
     for name in sorted(source.arrays):
         add(source.arrays[name])
     if source.paths is not None:
-        found.update(_names_and_sizes(tuple(source.paths.tolist())))
+        found.update(_names_and_sizes(source.paths.tolist()))
     return found.hexdigest()
 
 
-@functools.lru_cache(maxsize=4)  # the list may be a million long
-def _names_and_sizes(paths: tuple[str, ...]) -> bytes:
+def _names_and_sizes(paths: Sequence[str]) -> bytes:
     """Names below their common folder, and sizes; -1 of a file that is gone."""
     def size(path):
         try:

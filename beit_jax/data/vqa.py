@@ -236,7 +236,7 @@ def label_finder(answers: Sequence[str], *, as_written: bool) -> Callable[[str],
       same normal form ("The Dog." and "dog"); the first of several on the list counts.
     """
     exact = {answer: label for label, answer in enumerate(answers)}
-    if as_written:
+    if as_written or not answers:
         return exact.get
     normal: dict[str, int] = {}
     for label, answer in enumerate(answers):

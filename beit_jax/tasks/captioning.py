@@ -139,6 +139,6 @@ def make(config) -> contract.Task:
     forward = (flops.multiway(model, model.num_patches + 1, length)
                + flops.linear(slots, model.width, model.vocab_size))
     return contract.Task(init, loss, eval_step, None, reduce="concat", judge=judge,
-                         judged=(*caption_metrics.NAMES, *caption_java.NAMES),
+                         judged=(*caption_metrics.NAMES, *caption_java.names()),
                          end_step=end_step if rule.drop_worst else None,
                          flops_per_image=flops.train_step(forward))

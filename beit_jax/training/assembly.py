@@ -77,8 +77,7 @@ def assemble(config, opts, name: str, workdir: str, mesh, task, info, checkpoint
         out_shardings=(sharding.shardings(abstract, mesh), sharding.replicated(mesh)))
     draw_pictures = evaluate.make_pictures(task, opts.eval.pictures, mesh)
     split = opts.eval.split
-    # another split than that of config.data.eval_split is there: evaluate.check_data has looked
-    has_rows = info.num_eval or split != "validation"
+    has_rows = evaluate.has_rows(opts.eval, info)
     if not has_rows:
         log.warning("%s: the data has no examples to evaluate on", name)
 

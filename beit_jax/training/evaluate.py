@@ -56,12 +56,17 @@ class EvalOptions:
                              f"config.eval.knn={self.knn} neighbours; 0 takes all examples")
 
 
+def has_rows(options: EvalOptions, info: pipeline.DataInfo) -> bool:
+    """Whether there are examples to evaluate on: only the default split may be missing."""
+    return bool(info.num_eval) or options.split != EvalOptions.split
+
+
 def check_data(options: EvalOptions, data: pipeline.DataOptions, info: pipeline.DataInfo) -> None:
     """Finds out before training whether the data can be evaluated on as asked.
 
     Raises: ValueError: no such split, or fewer labelled examples than neighbours.
     """
-    if not info.num_eval and options.split == EvalOptions.split:
+    if not has_rows(options, info):
         return  # nothing is evaluated; whoever trains says so
     labelled = pipeline.num_labelled(data, options.split, options.limit)
     if info.num_classes and not labelled:

@@ -33,7 +33,8 @@ def run(config, workdir: str, *, name: str = "train", evaluate_only: bool = Fals
       FloatingPointError: a step or an evaluation is not finite. Stopped: a signal came.
     """
     with preemption.listen(signal.SIGTERM) as requests:
-        if requests.number:  # while a stage before this one ended
+        # while a stage before this one ended; several processes have to agree on it
+        if requests.number if jax.process_count() == 1 else requests.stop():
             raise Stopped(f"{name} is not begun: {requests.name} came", requests.code)
         requests.kept = functools.partial(checkpoint.kept, workdir)
         try:
@@ -57,10 +58,10 @@ def _run(config, workdir: str, name: str, evaluate_only: bool, force: bool,
     recipe.check_batch(opts, mesh)
     config, info, task = recipe.with_task(config, opts, evaluate_only)
     state.check_statistics(config, task.frozen, workdir)
-    taken = contextlib.nullcontext() if evaluate_only else records.taken(
+    taken = contextlib.nullcontext(lambda: None) if evaluate_only else records.taken(
         config, workdir, info, recipe.lengths(config, opts, info.num_train)[0], force)
     precision = None if opts.matmul_precision == "default" else opts.matmul_precision
-    with (taken, sharding.use(mesh), jax.default_matmul_precision(precision),
+    with (taken as write_config, sharding.use(mesh), jax.default_matmul_precision(precision),
           contextlib.closing(Checkpoints(workdir, opts.checkpoint, evaluate_only)) as checkpoints,
           _newest_good_named(checkpoints)):
         if evaluate_only and checkpoints.latest_step() is None:
@@ -68,6 +69,7 @@ def _run(config, workdir: str, name: str, evaluate_only: bool, force: bool,
         job = assemble(config, opts, name, workdir, mesh, task, info, checkpoints, requests)
         if evaluate_only:
             return _finite(job.measure(job.state), job.start)
+        write_config()
         with MetricWriter(workdir, name, job.start, job.total, opts.log) as writer:
             result = train(job, writer)
         checkpoints.wait()
@@ -81,9 +83,10 @@ def _newest_good_named(checkpoints: Checkpoints):
     try:
         yield
     except step.NotFinite as error:
+        advice = "" if checkpoints.read_only else (
+            ". Lower config.optim.learning_rate, or set config.optim.clip_norm")
         raise FloatingPointError(
-            f"{error}; {checkpoints.disown(error.weights_of)}. Lower config.optim.learning_rate, "
-            "or set config.optim.clip_norm") from error
+            f"{error}; {checkpoints.disown(error.weights_of)}{advice}") from error
 
 
 def train(job: Job, writer: MetricWriter) -> dict[str, float]:

@@ -282,8 +282,10 @@ class Stopwatch:
         """
         now = time.monotonic()
         steps, seconds = step - self._step, now - self._since - self._paused
+        if steps < 1:  # the time goes on to count for the step that is under way
+            return {}
         values = {}
-        if steps > 0 and seconds > 0:
+        if seconds > 0:
             values = {"perf/images_per_second": steps * self._images / seconds,
                       "perf/step_seconds": seconds / steps,
                       "perf/input_wait_fraction": min(self._waited / seconds, 1.0)}

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -70,9 +70,24 @@ def finished(config, workdir: str, force: bool = False) -> dict[str, float] | No
     return result["metrics"]
 
 
+def gives_other_weights(config, workdir: str) -> bool:
+    """Whether a run that is not finished will end with other weights than it had when it was.
+
+    A run whose result alone is lost will not.
+    """
+    folder = absolute(workdir)
+    result = _result(folder / "result.json")
+    is_longer = result is not None and result["length"] != _length(plain(config))
+    return is_longer or not step_folders(folder / "checkpoints")
+
+
 @contextlib.contextmanager
-def taken(config, workdir: str, info, total: int, force: bool = False) -> Iterator[None]:
-    """Takes a workdir for a run: nobody else may, its config is compared and written anew.
+def taken(config, workdir: str, info, total: int, force: bool = False,
+          ) -> Iterator[Callable[[], None]]:
+    """Takes a workdir for a run: nobody else may, and its config is compared with the one there.
+
+    Yields: what writes the config anew, to be called once the saved state is known to fit it: a
+      config that does not fit must not take the place of the one that does.
 
     Args:
       info: data.pipeline.DataInfo.
@@ -83,11 +98,10 @@ def taken(config, workdir: str, info, total: int, force: bool = False) -> Iterat
       OSError: the folder cannot be written.
     """
     with lock(workdir):
-        _compare_and_write(config, workdir, info, total, force)
-        yield
+        yield _compare(config, workdir, info, total, force)
 
 
-def _compare_and_write(config, workdir: str, info, total: int, force: bool) -> None:
+def _compare(config, workdir: str, info, total: int, force: bool) -> Callable[[], None]:
     """See `taken`."""
     folder, new, changed = absolute(workdir), plain(config), {}
     path = folder / "config.json"
@@ -98,17 +112,22 @@ def _compare_and_write(config, workdir: str, info, total: int, force: bool) -> N
         log.warning("%s is missing: taking this config for the one that step %d was trained with",
                     path, done)
     if done:  # else there is nothing yet that a change could spoil
-        _refuse(changed, workdir, done, total, force)
         accepted = force or config.data.get("accept_changed", False)
-        changed |= _compare_data(folder, info, done, accepted)
+        of_data = _compare_data(folder, info, done, accepted)
+        _refuse(changed, workdir, done, total, force)
+        changed |= of_data
     if changed:
         log.warning("this config is not the one in %s: %s", path, _told(changed, len(changed)))
-    if jax.process_index() != 0:
-        return
-    if changed:
-        _remember(folder / HISTORY, done, changed, force)
-    _write(path, new)
-    _write(folder / DATA, _facts(info))
+
+    def write() -> None:
+        if jax.process_index() != 0:
+            return
+        if changed:
+            _remember(folder / HISTORY, done, changed, force)
+        _write(path, new)
+        _write(folder / DATA, _facts(info))
+
+    return write
 
 
 def _facts(info) -> dict[str, Any]:
@@ -282,7 +301,7 @@ def _remember(path, step: int, changed: Mapping[str, tuple], force: bool) -> Non
             "changed": {name.replace("/", "."): [None if value is _NOT_SET else value
                                                  for value in values]
                         for name, values in changed.items()}}
-    before = path.read_text() if path.exists() else ""
+    before = path.read_text(errors="replace") if path.exists() else ""
     _write_text(path, before + json.dumps(line) + "\n")
 
 

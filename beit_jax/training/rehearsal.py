@@ -11,7 +11,7 @@ import numpy as np
 
 from beit_jax.data import pipeline
 from beit_jax.tasks.task import Task
-from beit_jax.training import recipe, sharding
+from beit_jax.training import evaluate, optim, recipe, sharding
 
 
 def of_config(config) -> tuple[str, ...]:
@@ -24,12 +24,14 @@ def of_config(config) -> tuple[str, ...]:
     mesh = sharding.make_mesh(opts.mesh)
     recipe.check_batch(opts, mesh)
     config, info, task = recipe.with_task(config, opts)
-    recipe.lengths(config, opts, info.num_train)
+    total, per_epoch = recipe.lengths(config, opts, info.num_train)
+    evaluate.make_measure(task, opts.eval, mesh)  # refuses neighbours of a task without features
     batch = sharding.global_shapes(next(pipeline.train_batches(
         opts.data, seed=opts.seed, start_step=0, **_process())))
     with sharding.use(mesh):
         variables = variables_of(task, opts, info, batch)
         params = variables.pop("params")
+        optim.make_optimizer(opts.optim, params, total, per_epoch)
         jax.eval_shape(task.loss, params, variables, _frozen(task), batch, jax.random.key(0))
         names = metric_names(task, opts, info, {"params": params, **variables})
     return tuple(f"eval/{opts.eval.split}/{name}" for name in names)
@@ -56,7 +58,7 @@ def metric_names(task: Task, opts: recipe.Recipe, info, variables: Mapping[str, 
 
     Args: variables: shapes, as of `variables_of`.
     """
-    if not info.num_eval and opts.eval.split == "validation":
+    if not evaluate.has_rows(opts.eval, info):
         return ()
     near = tuple(f"knn_{k}" for k in opts.eval.knn)
     if task.judge is not None:  # asks the data, so that only it knows

@@ -91,8 +91,13 @@ class InFlight:
             self._wait()
 
     def finished(self) -> int:
-        """How many are done by now. Raises: NotFinite."""
-        while self._waiting and self._waiting[0][1]["is_finite"].is_ready():
+        """How many are done by now.
+
+        One that is not finite is left to `add` and `drain`, which raise at the same step in every
+        process: which steps are ready already is each process's own.
+        """
+        while (self._waiting and (is_finite := self._waiting[0][1]["is_finite"]).is_ready()
+               and bool(is_finite)):
             self._wait()
         return self.done
 

@@ -120,6 +120,30 @@ def test_a_split_that_is_not_there_is_never_the_whole_folder(tmp_path, key, valu
             pipeline.eval_batches(_options(tmp_path), value)
 
 
+def test_a_split_that_is_named_as_the_training_images_are_is_not_taken_for_them(tmp_path):
+    _folders(tmp_path, "train1/a", "train1/b", "train2/a")
+    options = _options(tmp_path, train_split="train1", eval_split="train2")
+    assert (pipeline.describe(options).num_train, pipeline.describe(options).num_eval) == (2, 1)
+
+
+def test_no_image_is_both_trained_on_and_measured(tmp_path):
+    _folders(tmp_path, "images/a", "images/b", "images/test/a", "images/test/b")
+    options = _options(tmp_path, train_split="./images", eval_split="./images/test")
+    info = pipeline.describe(options)
+    assert (info.class_names, info.num_train, info.num_eval) == (("a", "b"), 2, 2)
+    _folders(tmp_path, "images/a/val/a")
+    with pytest.raises(ValueError, match="eval_split=./images/a/val: .* lies inside a class"):
+        pipeline.describe(_options(tmp_path, train_split="./images", eval_split="./images/a/val"))
+
+
+def test_a_test_split_stands_in_for_the_default_alone_and_is_told(tmp_path, caplog):
+    _folders(tmp_path, "train/a", "train/b", "test/a")
+    assert pipeline.describe(_options(tmp_path)).num_eval == 1
+    assert "stands in for it" in caplog.text
+    with pytest.raises(ValueError, match="has no split 'val'"):
+        pipeline.describe(_options(tmp_path, eval_split="val"))
+
+
 def test_names_of_splits_can_be_stated(tmp_path):
     _folders(tmp_path / "own", "seg_a/x", "seg_a/y", "seg_b/x", "seg_b/y")
     stated = _options(tmp_path / "own", train_split="seg_a", eval_split="seg_b")

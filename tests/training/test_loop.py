@@ -216,6 +216,14 @@ def test_a_saved_step_whose_weights_lead_to_no_number_is_set_aside(toy, tmp_path
     loop.run(config, tmp_path)
 
 
+def test_the_only_saved_step_is_kept_and_told_to_lead_nowhere(toy, tmp_path):
+    config = toy.get_config(checkpoint__every_steps=3)
+    config.loss.blow_up_at = 4
+    with pytest.raises(FloatingPointError, match="step 3, the only checkpoint in .* another --"):
+        loop.run(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+
+
 def test_an_evaluation_that_is_nan_is_an_error(toy, tmp_path, monkeypatch):
     loop.run(toy.get_config(total_steps=4), tmp_path)
     monkeypatch.setitem(tasks.TASKS, "toy", lambda config: toy.make(config)._replace(

@@ -86,6 +86,29 @@ def test_a_changed_finished_stage_stops_the_recipe_before_the_first_stage(
     main.run(two(), str(moved))
 
 
+def test_a_finished_stage_is_not_taken_where_the_one_before_it_is_to_go_on(
+        toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("beit_jax.visualize.__main__.collect", lambda workdir: [])
+    config = toy.get_config("stages")
+    del config.stages.alpha, config.report
+    main.run(config, str(tmp_path))
+    config.stages.zeta.total_steps = 8
+    with pytest.raises(ValueError, match="stage beta is finished, but stage zeta, whose weights"):
+        main.run(config, str(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "zeta" / "checkpoints").iterdir()) == ["4", "6"]
+    shutil.rmtree(tmp_path / "beta")
+    main.run(config, str(tmp_path))
+
+
+def test_a_forced_config_that_does_not_fit_leaves_the_one_that_does(toy, ended):
+    before = {name: (ended / name).read_text() for name in ("config.json", records.DATA)}
+    with pytest.raises(ValueError, match="does not fit this config's model"):
+        loop.run(toy.get_config(total_steps=6, model__width=32), ended, force=True)
+    assert {name: (ended / name).read_text() for name in before} == before
+    assert not (ended / records.HISTORY).exists()
+    loop.run(toy.get_config(total_steps=6), ended)
+
+
 @pytest.mark.parametrize("length", [dict(total_steps=2), dict(total_steps=0, total_epochs=0.25)])
 def test_a_run_never_ends_before_the_step_it_is_at(toy, ended, length):
     for force in (False, True):

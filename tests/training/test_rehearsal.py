@@ -32,7 +32,10 @@ def test_a_wrong_metric_of_the_report_stops_the_first_stage(toy, tmp_path, chang
 
 @pytest.mark.parametrize("change", [
     lambda stage: stage.model.update(width=0),
-    lambda stage: stage.checkpoint.update(keep_best="top2")], ids=["width", "best"])
+    lambda stage: stage.checkpoint.update(keep_best="top2"),
+    lambda stage: stage.optim.update(warmup_steps=99),
+    lambda stage: stage.init.update(checkpoint="nowhere.npz"),
+], ids=["width", "best", "warmup", "file"])
 def test_what_the_last_stage_refuses_stops_the_first(toy, tmp_path, monkeypatch, change):
     def refuse(config):
         if not config.model.width:
@@ -42,7 +45,8 @@ def test_what_the_last_stage_refuses_stops_the_first(toy, tmp_path, monkeypatch,
     monkeypatch.setitem(tasks.TASKS, "toy", refuse)
     config = toy.get_config("stages")
     change(config.stages.beta)
-    with pytest.raises(ValueError, match="stage beta: (a width of 0|config.checkpoint.keep_best)"):
+    with pytest.raises(ValueError, match="stage beta: (a width of 0|config.checkpoint.keep_best|"
+                       "config.optim.*warmup|checkpoint .*nowhere.npz does not exist)"):
         main.run(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
