@@ -372,7 +372,8 @@ def test_a_run_records_its_config_and_damage_to_it_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(STATISTICS))
     assert checkpoint.recorded(str(step)) == checkpoint.recorded(str(tmp_path)) == STATISTICS
     for other in ("a/b", "a/b.pth", "checkpoints/none"):  # no runs, and none of theirs above them
-        assert checkpoint.recorded(str(tmp_path / other)) == {}
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            checkpoint.recorded(str(tmp_path / other))
     for text in ('{"data": ', "[1]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="config.json is damaged") as caught:
