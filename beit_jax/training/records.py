@@ -301,7 +301,7 @@ def _remember(path, step: int, changed: Mapping[str, tuple], force: bool) -> Non
             "changed": {name.replace("/", "."): [None if value is _NOT_SET else value
                                                  for value in values]
                         for name, values in changed.items()}}
-    before = path.read_text(errors="replace") if path.exists() else ""
+    before = path.read_bytes().decode(errors="replace") if path.exists() else ""
     _write_text(path, before + json.dumps(line) + "\n")
 
 

@@ -7,7 +7,7 @@ import toy
 from test_text_sources import pairs, vqa
 from text_corpora import WORDS, write_image, write_lines
 
-from beit_jax import main
+from beit_jax import main, tasks
 from beit_jax.data import pipeline
 from beit_jax.data.vqa import write_answer_list
 from beit_jax.training import recipe
@@ -16,6 +16,7 @@ from beit_jax.training import recipe
 @pytest.fixture
 def console(command, monkeypatch, tokenizer_path):
     """console(**keys of config.data) -> what a run prints while it looks at its data."""
+    monkeypatch.setattr(tasks, "TASKS", tasks.TASKS | {"toy": toy.make})  # and not its own data
     monkeypatch.setattr(main, "run", lambda config, *_: pipeline.describe(recipe.read(config).data))
 
     def run(**data):
@@ -73,6 +74,7 @@ def test_of_other_programs_only_warnings_are_shown(console, command, monkeypatch
             logging.getLogger(name).info("%s informs", name)
             logging.getLogger(name).warning("%s warns", name)
 
+    monkeypatch.setattr(tasks, "TASKS", tasks.TASKS | {"toy": toy.make})  # and not its own data
     monkeypatch.setattr(main, "run", run)
     code, err, _ = command("--config", toy.__file__, "--workdir", tmp_path)
     assert code == 0 and err[-3:] == [

@@ -46,7 +46,7 @@ def test_what_the_last_stage_refuses_stops_the_first(toy, tmp_path, monkeypatch,
     config = toy.get_config("stages")
     change(config.stages.beta)
     with pytest.raises(ValueError, match="stage beta: (a width of 0|config.checkpoint.keep_best|"
-                       "config.optim.*warmup|checkpoint .*nowhere.npz does not exist)"):
+                       "warm-up of 99 steps|checkpoint .*nowhere.npz does not exist)"):
         main.run(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
