@@ -44,7 +44,8 @@ def make_config(args) -> Section:
     config = Section(
         dtype=args.dtype, model=model, mask=Section(), target=Section(), loss=Section(),
         augment=Section(), probe=Section(),
-        data=Section(image_px=args.image_px, target_px=0, mean=(0.5,) * 3, std=(0.5,) * 3))
+        data=Section(image_px=args.image_px, target_px=0, mean=(0.5,) * 3, std=(0.5,) * 3,
+                     global_batch_size=args.batch))
     if args.task in DECODERS:
         sizes = zip(("decoder_width", "decoder_depth", "decoder_num_heads"), DECODERS[args.task])
         model.update(sizes, fusion="last" if args.task == "mae" else "mean")

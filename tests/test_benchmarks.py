@@ -31,7 +31,7 @@ def test_speed_of_steps_is_measured_without_tensorflow_and_ml_collections(name):
 def test_the_step_that_is_timed_has_the_recipes_mask(task, patch_size, num_masked):
     """And its shapes fit: the whole step is traced, not run."""
     args = argparse.Namespace(
-        task=task, size="base", image_px=224, patch_size=patch_size, dtype="float32",
+        task=task, size="base", batch=8, image_px=224, patch_size=patch_size, dtype="float32",
         tokenizer_dtype="float32", attention="xla", token_multiple=1, unroll=0, remat="none")
     config = train_step.make_config(args)
     made = tasks.make(config)
