@@ -24,6 +24,7 @@ from text_corpora import (
 from beit_jax.data import pipeline
 from beit_jax.data.options import DataOptions
 from beit_jax.data.source import MissingSplit
+from beit_jax.options import build
 
 
 @pytest.fixture
@@ -317,8 +318,8 @@ def test_questions_of_ones_own_with_capitals_and_names_for_images(make, tmp_path
     np.testing.assert_array_equal(batch["answer_scores"], np.ones((4, 1)))  # of the one asked
     written = dataclasses.replace(options, answer_matching="written")
     assert pipeline.describe(written).num_train == 1  # as the original would: "yes" alone
-    with pytest.raises(ValueError, match="answer_matching='loose' is wrong: known: auto"):
-        dataclasses.replace(options, answer_matching="loose")
+    with pytest.raises(ValueError, match="data.answer_matching='loose' is none of auto"):
+        build(DataOptions, vars(options) | {"answer_matching": "loose"}, "config.data")
     with pytest.raises(ValueError, match="q_mine.json, question q0: 'image_id' is 'shot_0'"):
         pipeline.describe(dataclasses.replace(
             options, image_pattern="{split}/COCO_{id:012d}.png"))
