@@ -27,10 +27,7 @@ def load(options, split: str) -> Source:
     """
     data_dir = _find(options.name, options.path)
     what = f"{options.name} in {data_dir}"
-    held = (options.train_split, DataOptions.eval_split)
-    if options.holdout_per_class and options.eval_split != DataOptions.eval_split:
-        raise ValueError(f"config.data.eval_split={options.eval_split} and config.data."
-                         f"holdout_per_class={options.holdout_per_class}: set one of the two")
+    held = (options.train_split, options.eval_split, DataOptions.eval_split)
     if not options.holdout_per_class or split not in held:
         return _read(data_dir, split, what, options)
     source = _read(data_dir, options.train_split, what, options)
