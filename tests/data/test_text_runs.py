@@ -97,7 +97,7 @@ def test_pre_training_on_a_folder_a_text_and_pairs(run, tmp_path):
     annotations = pairs(tmp_path)  # images/*.png, a folder of images too
     (tmp_path / "text.txt").write_text("the red cat\nis left\n\nmany dog\nthe bus is blue\n" * 4)
     found, _ = run("pretrain", name="mixture", global_batch_size=6, crop="none", streams=dict(
-        images=dict(name="folder", text_length=0),
+        images=dict(name="folder", path=str(tmp_path / "images"), text_length=0),
         texts=dict(name="documents", annotations=str(tmp_path / "text.txt")),
         pairs=dict(name="pairs", annotations=annotations, path=str(tmp_path / "images"),
                    eval_split="val")))
