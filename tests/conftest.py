@@ -69,15 +69,11 @@ def mesh():
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
-    """The command line in this process: (*arguments) -> (exit code, lines of stderr, stdout)."""
+def new_flags(monkeypatch):
+    """(*arguments) -> argv of a command line of its own: flags forget what was parsed before."""
     from beit_jax import main
 
-    for logger in (main.log, logging.getLogger("absl")):
-        for name in ("handlers", "level", "propagate"):
-            monkeypatch.setattr(logger, name, getattr(logger, name))  # main sets them
-
-    def run(*arguments):
+    def forget(*arguments):
         flags = main.flags.FLAGS
         for name in [name for name in flags if name.startswith("config.")]:
             delattr(flags, name)  # overrides that an earlier call has defined
@@ -87,6 +83,22 @@ def command(monkeypatch, capfd):
         flags.unparse_flags()
         argv = ["beit_jax", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads its overrides from there
+        return argv
+
+    return forget
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, new_flags):
+    """The command line in this process: (*arguments) -> (exit code, lines of stderr, stdout)."""
+    from beit_jax import main
+
+    for logger in (main.log, logging.getLogger("absl")):
+        for name in ("handlers", "level", "propagate"):
+            monkeypatch.setattr(logger, name, getattr(logger, name))  # main sets them
+
+    def run(*arguments):
+        argv = new_flags(*arguments)
         capfd.readouterr()
         code = main.main(argv)
         out, err = capfd.readouterr()

@@ -49,19 +49,12 @@ def test_a_documented_command_is_understood_by_its_program(
 
 
 @pytest.fixture
-def flags_of(monkeypatch):
+def flags_of(monkeypatch, new_flags):
     """(*arguments of beit_jax.main) -> (its config with all overrides, its workdir)."""
     def parse(*arguments):
-        flags = main.flags.FLAGS
-        for name in [name for name in flags if name.startswith("config.")]:
-            delattr(flags, name)
-        for flag in main.__dict__.values():
-            if isinstance(flag, main.flags.FlagHolder):
-                flags[flag.name].unparse()
-        flags.unparse_flags()
-        monkeypatch.setattr("sys.argv", ["beit_jax", *arguments])
+        argv = new_flags(*arguments)
         monkeypatch.chdir(ROOT)
-        rest = flags(["beit_jax", *arguments])
+        rest = main.flags.FLAGS(argv)
         assert rest == ["beit_jax"], f"{rest[1:]} belong to no flag"
         return main.CONFIG.value, main.WORKDIR.value
     return parse
