@@ -1,5 +1,6 @@
 """What all tests share: CPU by default, one compilation cache, and the toy task."""
 
+import gc
 import logging
 import os
 import sys
@@ -31,19 +32,15 @@ def compilation_cache(tmp_path_factory):
     """
     import jax
 
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("xla"))
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # of all workers: what one has compiled the others read
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(run / "xla")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-@pytest.fixture
-def optimised():
-    """See tests/compiling.py."""
-    import compiling
-
-    with compiling.optimised():
-        yield
+    # a worker comes to hold millions of objects, all of them looked at whenever some are collected
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture

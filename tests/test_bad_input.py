@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiling import pretended
 from etils import epath
 from PIL import Image
+from processes import pretended
 
 from beit_jax import checkpoint, options
 from beit_jax.training import recipe, sharding

@@ -29,6 +29,7 @@ RUNS = {
     "dvae_block": ("dvae", "block_exact", True, "dVAE codes, blocks"),
     "dvae_random": ("dvae", "random", True, "dVAE codes, single patches"),
 }
+SMOKE = ("flat", "dvae_random")  # every kind once
 
 
 def get_config(path: str = ""):
@@ -38,6 +39,8 @@ def get_config(path: str = ""):
     config.stages = dict(teacher=teacher(path), tokenizer=tokenizer(path), dvae=dvae(path))
     rows = {}
     for name, (codes, mask, aggregate, title) in RUNS.items():
+        if smoke and name not in SMOKE:
+            continue
         start = f"stage:pretrain_{name}"
         config.stages[f"pretrain_{name}"] = pretrain(path, codes, mask, aggregate)
         config.stages[f"probe_{name}"] = probe(path, start, "cls" if aggregate else "mean")

@@ -27,9 +27,10 @@ def get_config(variant: str = ""):
     rows = {"fine-tuned from pre-training": {}, "trained from scratch": {},
             "linear probe, pre-trained features": {}, "linear probe, untrained features": {}}
     seeds = SEEDS[:1] if smoke else SEEDS
+    rates = LEARNING_RATES[:1] if smoke else LEARNING_RATES  # the others run the same code
     for stage, row, start in (("finetune", "fine-tuned from pre-training", "stage:pretrain"),
                               ("scratch", "trained from scratch", "")):
-        for rate in LEARNING_RATES:
+        for rate in rates:
             written = f"{rate:.0e}".replace("e-0", "e-")  # keys of a config hold no dots
             names = tuple(f"{stage}_{written}_seed{seed}" for seed in seeds)
             rows[row][f"lr {written}"] = names

@@ -13,6 +13,7 @@ from configs.digits import beit, beitv2
 
 CODES = {"vqkd": "VQ-KD codes", "dvae": "dVAE codes"}
 MASKS = {"block_exact": "blocks", "random": "single patches"}
+SMOKE = (("vqkd", "block_exact"), ("dvae", "random"))  # every kind once
 MEASURES = {"probe_cls": "probe of class token", "finetune": "fine-tuned"}
 
 
@@ -25,6 +26,8 @@ def get_config(variant: str = ""):
     rows = {}
     for codes, of_codes in CODES.items():
         for mask, of_mask in MASKS.items():
+            if smoke and (codes, mask) not in SMOKE:
+                continue
             start = f"pretrain_{codes}_{mask}"
             config.stages[start] = pretrain(name, codes, mask)
             for what, title in MEASURES.items():

@@ -20,7 +20,7 @@ def get_config(variant: str = ""):
     config.stages = dict(teacher=beitv2.teacher(name), pretrain=pretrain(name))
     config.report = dict(
         metric="eval/validation/top1", scale=100.0, unit="%",
-        rows=mae.add_comparison(config, name, mae.SEEDS[:1] if smoke else mae.SEEDS),
+        rows=mae.add_comparison(config, name, smoke),
         title=f"digit_scenes/{name}, {beit.LABELS_PER_CLASS} labels a class, 3 seeds")
     return common.shrink(config) if smoke else config
 

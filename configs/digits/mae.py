@@ -29,16 +29,18 @@ def get_config(variant: str = ""):
     config.stages = dict(pretrain=pretrain(name))
     config.report = dict(
         metric="eval/validation/top1", scale=100.0, unit="%",
-        rows=add_comparison(config, name, SEEDS[:1] if smoke else SEEDS),
+        rows=add_comparison(config, name, smoke),
         title=f"digit_scenes/{name}, {beit.LABELS_PER_CLASS} labels a class, 3 seeds")
     return common.shrink(config) if smoke else config
 
 
-def add_comparison(config, name: str, seeds):
+def add_comparison(config, name: str, smoke: bool):
     """Adds the stages after "pretrain". Returns: rows of the report."""
+    # other seeds and rates run the same code
+    seeds, rates = (SEEDS[:1], LEARNING_RATES[:1]) if smoke else (SEEDS, LEARNING_RATES)
     rows = {row: {} for row in ROWS.values()}
     for stage, start in (("finetune", "stage:pretrain"), ("scratch", "")):
-        for rate in LEARNING_RATES:
+        for rate in rates:
             written = f"{rate:.0e}".replace("e-0", "e-")  # keys of a config hold no dots
             names = tuple(f"{stage}_{written}_seed{seed}" for seed in seeds)
             rows[ROWS[stage]][f"lr {written}"] = names

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiling import pretended
+from processes import pretended
 
 from beit_jax import checkpoint
 from beit_jax.training import loop, sharding

@@ -185,7 +185,7 @@ def test_of_several_captions_evaluation_takes_the_first(started, batch):
 
 
 @pytest.mark.slow
-def test_fixed_masks_are_learnt_by_heart(batch, optimised):
+def test_fixed_masks_are_learnt_by_heart(batch):
     task = tasks.make(config_of(model=dict(init_std=0.1, width=64)))
     variables = jax.jit(task.init)(jax.random.key(0), batch)
     frozen = {name: network.init(jax.random.key(1)) for name, network in task.frozen.items()}

@@ -60,7 +60,7 @@ def fit(task, batch, steps, learning_rate=3e-3, *, one_key=False):
 
 
 @pytest.mark.slow
-def test_fixed_masks_of_fixed_images_are_learnt_by_heart(optimised):
+def test_fixed_masks_of_fixed_images_are_learnt_by_heart():
     task = tasks.make(pretraining())
     _, first, last = fit(task, batch_of(8), 150, one_key=True)
     assert first["loss"] == pytest.approx(np.log(32), abs=0.5)
@@ -137,7 +137,7 @@ def test_impossible_recipes_are_refused_in_one_line(config, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_classifier_learns_its_batch_and_ignores_rows_without_label(optimised):
+def test_a_classifier_learns_its_batch_and_ignores_rows_without_label():
     config = config_of("classification", loss=dict(label_smoothing=0.1),
                        model=VIT | dict(use_rel_pos=True, num_classes=4, head_init_scale=1.0))
     task, batch = tasks.make(config), batch_of(16)
@@ -160,7 +160,7 @@ def test_an_evaluation_without_labels_reports_no_number_and_says_so(sums, caplog
     assert "no number is reported" in caplog.text
 
 
-def test_a_probe_trains_classifiers_of_all_blocks_and_not_the_backbone(optimised):
+def test_a_probe_trains_classifiers_of_all_blocks_and_not_the_backbone():
     config = config_of("linear_probe", model=VIT | dict(use_shared_rel_pos=True),
                        probe=dict(num_classes=4, feature="cls+mean"))
     task, batch = tasks.make(config), batch_of(16)

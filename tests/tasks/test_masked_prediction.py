@@ -306,7 +306,7 @@ def test_statistics_come_from_a_section_in_a_section(tmp_path):
 
 # --- learning -------------------------------------------------------------------------------------
 
-def test_img2vec_learns_features_of_a_random_convolutional_teacher(monkeypatch, optimised):
+def test_img2vec_learns_features_of_a_random_convolutional_teacher(monkeypatch):
     """Fresh masks, one batch: the patch loss falls below a third of where it started."""
     random = np.random.RandomState(0)
     kernels = [random.standard_normal((3, 3, i, o)).astype(np.float32) * (2 / (9 * i)) ** 0.5

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import pretended
+from processes import pretended
 from sklearn.neighbors import KNeighborsClassifier
 
 from beit_jax import data, options, tasks
