@@ -16,7 +16,7 @@ import pytest
 
 from beit_jax import main, tasks
 from beit_jax.checkpoint import flatten
-from beit_jax.training import recipe, state
+from beit_jax.training import recipe, rehearsal, state
 from configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -358,14 +358,26 @@ def _all_metrics(results) -> dict:
     return nested or results
 
 
+# they run as their first lines say, from each other: test_documented_commands.py
 IN_CHAINS = {name for name in FILES if f"configs/{name}.py" in sum(documented.CHAINS.values(), [])}
+# stages like those of the chains; variants that take another path run in tests of their own
+IN_SHAPES = {*(f"{name}/ablations" for name in ("beit", "beitv2", "mae", "img2vec")),
+             "dvae/imagenet_256", "dvae/paper"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(FILES.keys() - IN_CHAINS))
+@pytest.mark.parametrize("name", sorted(FILES.keys() - IN_CHAINS - IN_SHAPES))
 def test_smoke_runs(name, tmp_path):
-    """The others run as their first lines say, from each other: test_documented_commands.py."""
     check_smoke(name, "smoke", tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(IN_SHAPES))
+def test_smoke_takes_its_data_and_measures(name):
+    for stage in runs_of(get_config(name, "smoke")).values():
+        for section in (stage.init, stage.target):
+            if section.get("checkpoint", "").startswith("stage:"):
+                section.checkpoint = "random"
+        assert any(measured.endswith(("loss", "top1")) for measured in rehearsal.of_config(stage))
 
 
 @pytest.mark.slow

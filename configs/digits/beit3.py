@@ -31,6 +31,7 @@ USES = {
     "nlvr2": ("statements", "accuracy", 100.0, "statements [%]", SEEDS[:1]),
     "captioning": ("captions", "CIDEr-D", 100.0, "captions [CIDEr-D]", SEEDS[:1]),
 }
+SMOKE = ("vqa", "captioning")
 STEPS = {"vqa": 450, "retrieval": 200, "nlvr2": 200, "captioning": 250}
 # the few that each use is trained on: questions, captions, statements, captions
 EXAMPLES = {"vqa": 3000, "retrieval": 2000, "nlvr2": 3000, "captioning": 2000}
@@ -42,8 +43,10 @@ def get_config(variant: str = ""):
     config = common.staged()
     config.stages = dict(tokenizer=tokenizer(), pretrain=pretrain())
     columns, main = {}, next(iter(USES))
-    starts = {"tuned": STARTS["tuned"]} if smoke else STARTS  # the others run the same code
-    for use, (_, metric, scale, title, seeds) in USES.items():
+    starts, uses = STARTS, USES
+    if smoke:  # the other starts run the same code, the other uses that of configs/beit3
+        starts, uses = {"tuned": STARTS["tuned"]}, {use: USES[use] for use in SMOKE}
+    for use, (_, metric, scale, title, seeds) in uses.items():
         seeds = seeds[:1] if smoke else seeds
         stages = {row: tuple(f"{use}_{start}_seed{seed}"
                              for seed in (seeds if start != "untrained" else seeds[:1]))

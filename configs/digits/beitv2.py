@@ -29,8 +29,9 @@ def get_config(variant: str = ""):
     seeds = SEEDS[:1] if smoke else SEEDS
     config = common.staged()
     config.stages = dict(teacher=teacher(name), tokenizer=tokenizer(name))
-    rows = {f"{what}, {row}": {} for what in MEASURES.values() for row in ROWS.values()}
-    for kind, row in ROWS.items():
+    kinds = {"agg": ROWS["agg"]} if smoke else ROWS  # configs/cifar10 has the other
+    rows = {f"{what}, {row}": {} for what in MEASURES.values() for row in kinds.values()}
+    for kind, row in kinds.items():
         names = {what: tuple(f"{what}_{kind}_seed{seed}" for seed in seeds)
                  for what in ("pretrain", *MEASURES)}
         for i, seed in enumerate(seeds):
