@@ -11,13 +11,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from beit_jax.options import Count
+from beit_jax.options import Count, Positive
 
 KINDS = ("block", "block_exact", "random")
-_UNREAD = {"random": ("min_block", "max_block"), "block": ("cell",), "block_exact": ("cell",),
-           "none": ("num_masked", "min_block", "max_block", "cell")}
+_OF_BLOCKS = ("min_block", "max_block", "min_aspect", "max_aspect")
+_UNREAD = {"random": _OF_BLOCKS, "block": ("cell",), "block_exact": ("cell",),
+           "none": ("num_masked", *_OF_BLOCKS, "cell")}
 _ATTEMPTS = 10
-_MIN_ASPECT = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class MaskOptions:
     Attributes:
       num_masked: patches to hide.
       min_block, max_block: areas of blocks, in patches.
+      min_aspect, max_aspect: height over width of blocks; max_aspect None: 1 / min_aspect.
       cell: side in patches of the squares that kind "random" hides as wholes: 1 hides single
         patches, 2 of 16 px hides cells of 32 px (Img2Vec, SimMIM).
     """
@@ -35,6 +36,8 @@ class MaskOptions:
     num_masked: Count = 75
     min_block: Count = 16
     max_block: Count | None = None
+    min_aspect: Positive = 0.3
+    max_aspect: Positive | None = None
     cell: Count = 1
 
     def __post_init__(self):
@@ -48,6 +51,9 @@ class MaskOptions:
         if self.max_block is not None and self.max_block < self.min_block:
             raise ValueError(f"config.mask.max_block={self.max_block} must be at least "
                              f"mask.min_block={self.min_block}")
+        if self.min_aspect > (self.max_aspect or 1.0 / self.min_aspect):
+            raise ValueError(f"config.mask.min_aspect={self.min_aspect} must be at most "
+                             f"mask.max_aspect={self.max_aspect}; where that is None, at most 1")
 
     def check(self, grid: tuple[int, int]) -> None:
         """Refuses a grid that these masks do not fit. Raises: ValueError."""
@@ -93,7 +99,8 @@ def check_counts(grid: tuple[int, int], num_masked: int, min_block: int) -> None
 
 
 def block_mask(key, grid: tuple[int, int], num_masked: int, *, min_block: int = 16,
-               max_block: int | None = None):
+               max_block: int | None = None, min_aspect: float = 0.3,
+               max_aspect: float | None = None):
     """Hides rectangular blocks of patches until `num_masked` are hidden, or none fits any more.
 
     Args:
@@ -101,6 +108,7 @@ def block_mask(key, grid: tuple[int, int], num_masked: int, *, min_block: int = 
       grid: patch grid (rows, columns): (14, 14) for 224 px at patch size 16.
       num_masked: most patches to hide, 0 < num_masked < rows * columns.
       min_block, max_block: areas of blocks drawn, in patches; max_block None: num_masked.
+      min_aspect, max_aspect: height over width; max_aspect None: 1 / min_aspect.
     Returns: is_masked bool [n], row-major, True where hidden; often fewer than num_masked (about
       two thirds of the draws of 75 in 14x14 reach it), never more.
     Raises: ValueError: num_masked or min_block is out of range.
@@ -111,7 +119,7 @@ def block_mask(key, grid: tuple[int, int], num_masked: int, *, min_block: int = 
     rows, columns = grid
     max_block = max_block or num_masked
     row, column = jnp.arange(rows)[:, None], jnp.arange(columns)[None, :]
-    log_aspect = math.log(1.0 / _MIN_ASPECT)
+    low, high = math.log(min_aspect), math.log(max_aspect or 1.0 / min_aspect)
 
     def unfinished(carry):
         _, count, attempt, _ = carry
@@ -123,7 +131,7 @@ def block_mask(key, grid: tuple[int, int], num_masked: int, *, min_block: int = 
         room = jnp.minimum(num_masked - count, max_block)
         # room < min_block turns the interval round, as in the original: areas between the two
         area = min_block + u[0] * (room - min_block)
-        aspect = jnp.exp((2.0 * u[1] - 1.0) * log_aspect)
+        aspect = jnp.exp((2.0 * u[1] - 1.0) * ((high - low) / 2) + (high + low) / 2)
         height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
         width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
         top = jnp.floor(u[2] * (rows - height + 1)).astype(jnp.int32)
@@ -179,7 +187,8 @@ def coarsen(is_masked, grid: tuple[int, int], factor: int):
 
 
 def batched_mask(keys, grid: tuple[int, int], *, kind: str, num_masked: int, min_block: int = 16,
-                 max_block: int | None = None, cell: int = 1):
+                 max_block: int | None = None, min_aspect: float = 0.3,
+                 max_aspect: float | None = None, cell: int = 1):
     """One mask per key.
 
     Args:
@@ -196,7 +205,7 @@ def batched_mask(keys, grid: tuple[int, int], *, kind: str, num_masked: int, min
             return refine(random_mask(key, cells, num_masked // cell ** 2), cells, cell)
         block_key, single_key = jax.random.split(key)
         is_masked = block_mask(block_key, grid, num_masked, min_block=min_block,
-                               max_block=max_block)
+                               max_block=max_block, min_aspect=min_aspect, max_aspect=max_aspect)
         return is_masked if kind == "block" else top_up(single_key, is_masked, num_masked)
 
     if kind not in KINDS:

@@ -48,6 +48,7 @@ WRONG = {  # recipe -> {key: values}
         "model.token_multiple": (0, -8), "model.unroll": (-1, 0.5), "model.remat": ("some", True),
         "mask.kind": ("stripes", 1, ["block"]), "mask.num_masked": (0, -1, 16, 6.0, None, NAN),
         "mask.min_block": (0, -4, 7, None), "mask.max_block": (0, 3, -1, NAN, "6"),
+        "mask.min_aspect": (0.0, 1.5, -0.3, INF, *NUMBER), "mask.max_aspect": (0.2, 0.0, NAN),
         "mask.cell": (0, -1), "loss.positions": ("none", 1),
         "target.kind": ("sift", None, ["dvae"], 3), "target.checkpoint": (None, 5, ["x"]),
         "target.adapt": ("drop_head", ("drop_heat",), 1), "target.use_ema": (1, "no"),

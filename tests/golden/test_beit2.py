@@ -16,6 +16,9 @@ from beit_jax.tasks import teacher_features, vqkd_train
 from configs import common
 
 CODEBOOK = "codebook/embedding"
+# process_type of the original: what its encoder sees of x in [0, 1], as mean and deviation
+PIXELS = {"default": common.HALF_MEAN_STD, "imagenet_norm": common.IMAGENET_MEAN_STD,
+          "dall-e": dict(mean=(-0.125,) * 3, std=(1.25,) * 3)}  # 0.8 x + 0.1
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +124,7 @@ def vqkd_config(golden):
     encoder = golden.config["encoder"]
     config = common.base()
     config.task = "vqkd_train"
+    config.data.update(PIXELS[golden.config["process_type"]])
     config.model = dict(
         image_px=encoder["img_size"], patch_size=encoder["patch_size"], width=encoder["embed_dim"],
         depth=encoder["depth"], num_heads=encoder["num_heads"], mlp_ratio=encoder["mlp_ratio"],
@@ -182,7 +186,8 @@ def test_vqkd_network_and_codes(golden):
                             teacher_dim=golden.inputs["teacher_features"].shape[-1])
     params, state = vqkd_variables(golden)
     image01 = jnp.asarray(np.moveaxis(golden.inputs["image_0_1"], 1, -1)).astype(jnp.float32) / 255
-    image = 2 * image01 - 1
+    pixels = PIXELS[golden.config["process_type"]]
+    image = (image01 - jnp.asarray(pixels["mean"])) / jnp.asarray(pixels["std"])
     golden_files.assert_close(np.moveaxis(np.asarray(image), -1, 1), golden.outputs["preprocessed"])
     tokens = model.apply({"params": params}, image, method=lambda m, x: m.encoder(x))
     golden_files.assert_close(tokens, golden.outputs["encoder_tokens"])
@@ -196,7 +201,7 @@ def test_vqkd_network_and_codes(golden):
     sizes = {key: value for key, value in vqkd_config(golden).model.to_dict().items()
              if key not in ("decoder_depth", "epsilon")}
     variables = {"params": params, "codebook": state["codebook"]}
-    codes = VqkdTokenizer(**sizes).codes(variables, image01)
+    codes = VqkdTokenizer(**sizes, **pixels).codes(variables, image01)
     np.testing.assert_array_equal(codes, golden.outputs["codebook_indices"])
 
 

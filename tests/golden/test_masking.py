@@ -15,11 +15,12 @@ DRAWS = 8000
 
 
 @functools.lru_cache
-def draw(grid, num_masked, min_block, max_block, draws=DRAWS, kind="block"):
+def draw(grid, num_masked, min_block, max_block, aspects, draws=DRAWS, kind="block"):
+    options = masking.MaskOptions(
+        kind=kind, num_masked=num_masked, min_block=min_block, max_block=max_block,
+        min_aspect=aspects[0], max_aspect=aspects[1])
     keys = jax.random.split(jax.random.key(0), draws)
-    return np.asarray(jax.jit(lambda k: masking.batched_mask(
-        k, grid, kind=kind, num_masked=num_masked, min_block=min_block, max_block=max_block))(
-            keys))
+    return np.asarray(jax.jit(lambda keys: options.draw(keys, grid))(keys))
 
 
 def ours(golden, name):
@@ -27,7 +28,8 @@ def ours(golden, name):
     case = golden.config["cases"][name]
     exact = np.count_nonzero(golden.arrays[f"{name}/count_hist"]) == 1
     return draw(tuple(case["grid"]), case["num_masking_patches"], case["min_num_patches"],
-                case["max_num_patches"], kind="block_exact" if exact else "block")
+                case["max_num_patches"], tuple(np.exp(case["log_aspect"]).tolist()),
+                kind="block_exact" if exact else "block")
 
 
 def joint_error(p, n, m):
@@ -68,7 +70,7 @@ def test_neighbours_agree_as_often_as_in_the_original(golden, name):
 
 
 def test_published_statistics_of_75_in_14x14():
-    masks = draw((14, 14), 75, 16, 75, draws=20_000)
+    masks = draw((14, 14), 75, 16, 75, (0.3, None), draws=20_000)
     counts, frequency = masks.sum(axis=1), masks.mean(axis=0).reshape(14, 14)
     assert counts.mean() == pytest.approx(74.47, abs=0.035)
     assert (counts == 75).mean() == pytest.approx(0.666, abs=0.012)
