@@ -11,12 +11,14 @@ WORKDIR ?= runs/demo
 # uses one core.
 WORKERS ?= 2
 TEST_ARGS ?=
+# 1: the seconds of each file at the end
+TIMES ?= 0
 
 .PHONY: demo test lint parity clean help
 
 help:
 	@echo "make demo    set up .venv, train on built-in data, write figures/"
-	@echo "make test    set up .venv, run every test (TEST_ARGS='-k masking', WORKERS=0)"
+	@echo "make test    set up .venv, run every test (TEST_ARGS='-k masking', WORKERS=0, TIMES=1)"
 	@echo "make lint    ruff"
 	@echo "make parity  add the packages that the parity tests compare with"
 	@echo "make clean   remove .venv and caches; runs/ and figures/ stay"
@@ -38,7 +40,7 @@ demo: $(STAMP)
 	mkdir -p figures && cp $(WORKDIR)/figures/*.png figures/
 
 test: $(STAMP)
-	$(PY) -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal) $(TEST_ARGS)
+	TIMES=$(TIMES) $(PY) -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal) $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,5 +1,6 @@
 """What all tests share: CPU by default, one compilation cache, and the toy task."""
 
+import collections
 import gc
 import logging
 import os
@@ -22,6 +23,23 @@ if version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does no
         "--xla_cpu_enable_concurrency_optimized_scheduler=false",
         os.environ.get("XLA_FLAGS", "")))
 sys.path.insert(0, str(TESTS))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """With TIMES=1: how long each file took, set-up included, in seconds of one worker."""
+    if os.environ.get("TIMES", "0") in ("", "0"):
+        return
+    seconds, number = collections.Counter(), collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] += report.duration
+                number[file] += report.when == "call"
+    terminalreporter.section("seconds and tests of each file")
+    for file, spent in seconds.most_common():
+        terminalreporter.write_line(f"{spent:8.1f} {number[file]:5d}  {file}")
+    terminalreporter.write_line(f"{seconds.total():8.1f} {number.total():5d}  all")
 
 
 @pytest.fixture(scope="session", autouse=True)
