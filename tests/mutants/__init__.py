@@ -1,0 +1,1 @@
+"""Deliberate faults by area; see tests/mutations.py."""
