@@ -192,8 +192,10 @@ def standardised(x):
 def test_fusion_is_what_its_name_says(image, fields, rule):
     model = MaskedAutoencoder(**TOY, **fields)
     variables = started(model, image)
-    fused, last = jax.jit(lambda v: model.apply(
-        v, model.apply(v, image, method="embed"), method="fuse"))(variables)
+    (fused, last), features = jax.jit(lambda v: (
+        model.apply(v, model.apply(v, image, method="embed"), method="fuse"),
+        model.apply(v, image, method="features")))(variables)
+    np.testing.assert_allclose(features, fused, atol=1e-6)
     np.testing.assert_allclose(fused, fused_by_hand(model, variables, image, rule), atol=2e-5)
     np.testing.assert_allclose(last, fused_by_hand(model, variables, image, lambda h: h[-1]),
                                atol=2e-5)
@@ -221,6 +223,47 @@ def test_pooling_before_the_linear_head_equals_pooling_behind_it(image):
     expected = fine.reshape(2, 4, 2, 4, 2, 5).mean(axis=(2, 4)).reshape(2, 16, 5)
     np.testing.assert_allclose(predicted(pooled, variables, image, is_masked), expected,
                                atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["fused", "last"])
+def test_the_pooled_prediction_is_a_perceptron_of_the_mean_visible_patch(image, source):
+    """By hand: neither class token nor hidden patches, and a ReLU between the Linears alone."""
+    model = MaskedAutoencoder(**TOY, fusion="mean", global_layers=3, global_hidden=7,
+                              global_source=source)
+    variables, is_masked = started(model, image), cells_masked()
+
+    @jax.jit
+    def both(variables):
+        whole = model.apply(variables, image, is_masked, 48)
+        order = masked_autoencoder.visible_first(is_masked)
+        return whole.pooled, model.apply(variables, image, order, 16, method="visible_features")
+
+    pooled, (fused, last) = both(variables)
+    assert fused.shape == last.shape == (2, 17, 24) and np.abs(fused - last).max() > 0.01
+    x = np.asarray({"fused": fused, "last": last}[source])[:, 1:].mean(axis=1)
+    for i in range(3):
+        linear = variables["params"][f"global_head_{i}"]
+        x = (np.maximum(x, 0) if i else x) @ linear["kernel"] + linear["bias"]
+    np.testing.assert_allclose(pooled, x, atol=1e-5)
+
+
+def test_only_the_encoder_drops_paths_and_only_in_training(image):
+    model = MaskedAutoencoder(**TOY, fusion="mean", drop_path_rate=0.9)
+    variables, is_masked = started(model, image), cells_masked()
+
+    @jax.jit
+    def outputs(key):
+        rngs = {"drop_path": key}
+        order = masked_autoencoder.visible_first(is_masked)
+        encode = dict(method="visible_features", rngs=rngs)
+        return [model.apply(variables, image, order, 16, train=True, **encode)[0],
+                model.apply(variables, image, order, 16, **encode)[0],
+                model.apply(variables, image, is_masked, 48, rngs=rngs).patches]
+
+    one, other = outputs(jax.random.key(0)), outputs(jax.random.key(1))
+    assert np.abs(one[0] - other[0]).max() > 0.01
+    np.testing.assert_array_equal(one[1], other[1])
+    np.testing.assert_array_equal(one[2], other[2])
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from masked_tasks import filled
 
 from beit_jax.models import layers, plain_vit
 from beit_jax.models.beit import BeitForMim
@@ -38,24 +39,6 @@ WITHOUT_WEIGHTS = ("hog", "pixels")
 def image_for(kind):
     side = FIELDS[kind].get("image_px", 32)
     return jax.random.uniform(jax.random.key(1), (2, side, side, 3))
-
-
-def filled(init):
-    """Variables from numpy: no table is left at zero, signals neither fade nor grow, and no
-    initialiser is compiled."""
-    random = np.random.RandomState(0)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-
-    def draw(path, leaf):
-        values = random.standard_normal(leaf.shape).astype(np.float32)
-        if path[-1].key == "kernel":
-            fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim == 4 else leaf.shape[-2]
-            return values * np.float32(np.sqrt(1 / fan_in))
-        if path[-1].key in ("scale", "gamma", "var"):
-            return 0.5 + abs(values)
-        return values / 5
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +99,7 @@ MEANS_STDS = {
     "dino_vitb16": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "dino_resnet50": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "dinov2_vitb14": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "mae_vitb16": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "backbone": ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
 }
 
@@ -124,7 +108,7 @@ MEANS_STDS = {
 def test_every_teacher_normalises_by_its_own_constants(kind):
     teacher, image = TEACHERS[kind](**FIELDS[kind]), image_for(kind)
     variables = filled(teacher.init)
-    method = "encode" if kind == "backbone" else "__call__"
+    method = {"backbone": "encode", "mae_vitb16": "features"}.get(kind, "__call__")
 
     def expected(mean, std):
         normalised = (image - np.float32(mean)) / np.float32(std)
@@ -231,6 +215,16 @@ def test_a_target_without_weights_needs_no_checkpoint_and_takes_none(kind):
         config.target = dict(kind=kind, **fields) | {key: value}
         with pytest.raises(ValueError, match=f"config.target.{key}=.* {kind} has no weights"):
             teacher_features.make(config)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_WEIGHTS)
+def test_a_target_without_weights_may_be_normalised_in_its_own_way(kind):
+    config, own = common.base(), dict(mean=(0.1, 0.2, 0.3), std=(0.4, 1.0, 0.7))
+    config.target = dict(kind=kind, **FIELDS[kind], **own)
+    image = np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    wanted = TEACHERS[kind](**FIELDS[kind], **own).features({}, image / np.float32(255))
+    tokens = teacher_features.make(config).tokens({}, {"image": image})
+    np.testing.assert_allclose(tokens, wanted, atol=1e-5)
 
 
 def test_a_target_with_weights_is_frozen_under_its_section():
