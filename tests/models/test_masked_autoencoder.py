@@ -248,7 +248,7 @@ def test_the_pooled_prediction_is_a_perceptron_of_the_mean_visible_patch(image, 
 
 
 def test_only_the_encoder_drops_paths_and_only_in_training(image):
-    model = MaskedAutoencoder(**TOY, fusion="mean", drop_path_rate=0.9)
+    model = MaskedAutoencoder(**TOY | dict(decoder_depth=3), fusion="mean", drop_path_rate=0.9)
     variables, is_masked = started(model, image), cells_masked()
 
     @jax.jit
