@@ -13,12 +13,14 @@ WORKERS ?= 2
 TEST_ARGS ?=
 # 1: the seconds of each file at the end
 TIMES ?= 0
+MUTANTS_ARGS ?=
 
-.PHONY: demo test lint parity clean help
+.PHONY: demo test mutants lint parity clean help
 
 help:
 	@echo "make demo    set up .venv, train on built-in data, write figures/"
 	@echo "make test    set up .venv, run every test (TEST_ARGS='-k masking', WORKERS=0, TIMES=1)"
+	@echo "make mutants put in deliberate faults, see that tests notice (MUTANTS_ARGS='--only mae')"
 	@echo "make lint    ruff"
 	@echo "make parity  add the packages that the parity tests compare with"
 	@echo "make clean   remove .venv and caches; runs/ and figures/ stay"
@@ -41,6 +43,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	TIMES=$(TIMES) $(PY) -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal) $(TEST_ARGS)
+
+mutants: $(STAMP)
+	$(PY) tests/mutations.py $(MUTANTS_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,8 +1,8 @@
 """Deliberate faults, one at a time: which of them does no test notice?
 
-python tests/mutations.py [--only TEXT] [--jobs N] [--list]: each fault of tests/mutants/ is put into
-a copy of the project, and the tests named beside it run there. A fault whose tests stay green has
-survived. Not part of `make test`: it takes hours of one core.
+python tests/mutations.py [--only TEXT] [--jobs N] [--list]: each fault of tests/mutants/ is put
+into a copy of the project, and the tests named beside it run there. A fault whose tests stay green
+has survived. Not part of `make test`: it takes an hour or more.
 """
 
 import argparse
