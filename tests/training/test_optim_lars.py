@@ -52,19 +52,22 @@ def lars_by_hand(p, gradients, rates, *, decay=0.0, momentum=0.9, trust=0.001):
     return p
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_lars_makes_the_published_steps(decay):
+@pytest.mark.parametrize(("decay", "momentum", "trust"), [
+    (0.0, 0.9, 0.001), (0.1, 0.9, 0.001), (0.1, 0.5, 0.01)])
+def test_lars_makes_the_published_steps(decay, momentum, trust):
     """The rate rises and falls, so that it matters that it stands behind the momentum."""
     params, gradients = tree_of(0), [tree_of(1 + step, 0.1) for step in range(STEPS)]
-    opts = options(weight_decay=decay, decay_rule="not_vectors")
+    opts = options(weight_decay=decay, decay_rule="not_vectors", momentum=momentum,
+                   trust_coefficient=trust)
+    numbers = dict(decay=decay, momentum=momentum, trust=trust)
     rates = [2.0 * t / 2 if t < 2 else 1.0 + np.cos(np.pi * (t - 2) / 3) for t in range(STEPS)]
     ours = train(opts, params, gradients)
 
     def by_hand(path, p, *grads):
         if optim.path_of(path).startswith("block_classifiers"):  # every layer on its own
-            return np.stack([lars_by_hand(one, [g[i] for g in grads], rates, decay=decay)
+            return np.stack([lars_by_hand(one, [g[i] for g in grads], rates, **numbers)
                              for i, one in enumerate(p)])
-        return lars_by_hand(p, grads, rates, decay=decay)
+        return lars_by_hand(p, grads, rates, **numbers)
 
     expected = jax.tree_util.tree_map_with_path(by_hand, params, *gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-7), ours,
