@@ -90,6 +90,8 @@ def test_there_are_fifteen_operations_each_drawn_and_done_half_of_the_time(monke
     done = np.concatenate([codes // 16, codes % 16])
     share = np.bincount(done[done > 0], minlength=16)[1:] / (done > 0).sum()
     assert abs(share - 1 / 15).max() < 0.02
+    both = codes[codes > 15]
+    assert (both // 16 == both % 16).mean() < 0.2  # drawn anew for the second
 
 
 def test_magnitudes_are_normal_around_nine_and_clipped(monkeypatch):

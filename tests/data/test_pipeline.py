@@ -111,8 +111,9 @@ def test_without_augmentation_an_image_is_the_stored_one():
         np.testing.assert_array_equal(batch["image"], images[batch["index"]])
 
 
-def test_augmentation_of_an_example_differs_between_epochs():
-    batches = _take(pipeline.train_batches(_options("pretrain", global_batch_size=21), seed=0), 2)
+@pytest.mark.parametrize("kind", ["pretrain", "singly"])
+def test_augmentation_of_an_example_differs_between_epochs(kind):
+    batches = _take(pipeline.train_batches(_options(kind, global_batch_size=21), seed=0), 2)
     first, second = ({int(i): im for i, im in zip(b["index"], b["image"], strict=True)}
                      for b in batches)
     assert all(not np.array_equal(first[i], second[i]) for i in range(NUM))
@@ -137,6 +138,8 @@ def test_evaluation_covers_the_split_once_and_fills_up_the_last_batch(kind):
     is_example = np.concatenate([batch["is_example"] for batch in whole])
     assert index.tolist() == [*range(NUM), -1, -1, -1]
     assert is_example.tolist() == [True] * NUM + [False] * 3
+    label = np.concatenate([batch["label"] for batch in whole])
+    assert label.tolist() == [*(i % CLASSES for i in range(NUM)), -1, -1, -1]
     halves = [list(pipeline.eval_batches(options, process_index=i, process_count=2))
               for i in range(2)]
     _assert_equal([{key: np.concatenate([a[key], b[key]]) for key in a}
