@@ -87,3 +87,61 @@ def test_label_smoothing_equals_its_usual_form():
     usual = 0.9 * -log_p[jnp.arange(5), label] + 0.1 * -log_p.mean(axis=-1)
     ours = losses.soft_target_cross_entropy(logits, losses.smooth_targets(label, 7, 0.1))
     np.testing.assert_allclose(ours, usual, atol=1e-6)
+
+
+def kept_shares(count=2000, size=32, **options):
+    """What each of many pairs keeps of itself, by the target: [count]."""
+    image, target = jnp.zeros((2, size, size, 3)), jnp.eye(2)
+    options = augment.MixOptions(**options, group_size=2)
+    keys = jax.random.split(jax.random.key(7), count)
+    mixed = jax.jit(jax.vmap(lambda key: augment.mix(key, image, target, options)[1]))(keys)
+    return np.asarray(mixed[:, 0, 0], np.float64)
+
+
+@pytest.mark.parametrize("alpha", [0.8, 0.2])
+def test_shares_of_mixup_are_drawn_from_a_symmetric_beta_distribution(alpha):
+    """Its mean is 1/2, its variance 1 / (4 (2 alpha + 1)): mixup (Zhang et al. 2018), Sec. 2."""
+    shares = kept_shares(mixup=alpha)
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert abs(shares.mean() - 0.5) < 5 * (variance / 2000) ** 0.5
+    assert shares.var() == pytest.approx(variance, rel=0.1)
+
+
+def test_a_pasted_box_has_the_root_of_the_share_as_its_sides():
+    """CutMix (Yun et al. 2019), Eq. 2, integrated over shares and centers; borders cut boxes off.
+    """
+    size, lost = 32, []
+    for share in (np.arange(400) + 0.5) / 400:  # uniform, as alpha is 1
+        half = int(size * (1 - share) ** 0.5) // 2
+        sides = [min(center + half, size) - max(center - half, 0) for center in range(size)]
+        lost.append(np.mean(sides) ** 2 / size ** 2)  # the two centers are independent
+    shares = kept_shares(cutmix=1.0)
+    error = shares.std() / 2000 ** 0.5
+    assert abs(shares.mean() - (1 - np.mean(lost))) < 5 * error
+    assert error < 0.01
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.9])
+def test_cutmix_takes_the_place_of_mixup_as_often_as_it_is_told(probability):
+    """Of an 8 x 8 image a box leaves a multiple of 1/64."""
+    shares = kept_shares(500, 8, mixup=0.8, cutmix=1.0, switch_probability=probability)
+    is_cut = np.abs(shares * 64 - np.round(shares * 64)) < 1e-4
+    assert is_cut.mean() == pytest.approx(probability, abs=5 * (0.09 / 500) ** 0.5)
+
+
+def test_erased_areas_and_aspects_are_those_of_the_paper():
+    """Random Erasing (Zhong et al. 2020), Alg. 1: area U(0.02, 1/3), aspect from 0.3 to 1 / 0.3,
+    log-uniform as in timm; here by counting on a fine grid of both."""
+    size, count = 32, 3000
+    image = jnp.full((count, size, size, 1), 7.0)
+    out = np.asarray(jax.jit(augment.random_erasing, static_argnums=2)(
+        jax.random.key(3), image, 1.0))[..., 0]
+    sides = np.array([[np.any(box, axis=axis).sum() for axis in (1, 0)] for box in out != 7.0])
+    areas = size ** 2 * np.linspace(0.02, 1 / 3, 400)[:, None]
+    aspects = np.exp(np.linspace(np.log(0.3), np.log(1 / 0.3), 400))[None]
+    grid = np.stack([np.round(np.sqrt(areas * aspects)), np.round(np.sqrt(areas / aspects))], -1)
+    grid = grid[(grid < size).all(-1)]
+    for measure in (lambda pair: pair.prod(-1), lambda pair: np.log(pair[:, 0] / pair[:, 1]),
+                    lambda pair: np.log(pair[:, 0] / pair[:, 1]) ** 2):
+        found, wanted = measure(sides.astype(float)), measure(grid)
+        assert abs(found.mean() - wanted.mean()) < 5 * wanted.std() / count ** 0.5
