@@ -18,7 +18,7 @@ def drawn(seed):
 
 @jax.jit
 def _draw(keys):
-    return masking.batched_mask(keys, (14, 14), kind="block", num_masked=12, min_block=12)
+    return masking.MaskOptions(kind="block", num_masked=12, min_block=12).draw(keys, (14, 14))
 
 
 def test_sides_of_blocks_are_those_of_log_uniform_aspects_between_0_3_and_its_inverse():

@@ -251,10 +251,10 @@ TOKENIZER_TRAINING = (
 )
 
 MASKS = (
-    Mutation(MASKING, "_MIN_ASPECT = 0.3\n", "_MIN_ASPECT = 0.33\n",
+    Mutation(MASKING, "    min_aspect: Positive = 0.3\n", "    min_aspect: Positive = 0.33\n",
              "blocks are less long than 0.3 to 1", SHAPES_TEST),
-    Mutation(MASKING, "aspect = jnp.exp((2.0 * u[1] - 1.0) * log_aspect)",
-             "aspect = 0.3 + u[1] * (1 / 0.3 - 0.3)", "aspects are uniform, not their logarithms",
+    Mutation(MASKING, "jnp.exp((2.0 * u[1] - 1.0) * ((high - low) / 2) + (high + low) / 2)",
+             "0.3 + u[1] * (1 / 0.3 - 0.3)", "aspects are uniform, not their logarithms",
              SHAPES_TEST),
     Mutation(MASKING, "u[2] * (rows - height + 1)", "u[2] * (rows - height)",
              "no block touches the last row", SHAPES_TEST),
