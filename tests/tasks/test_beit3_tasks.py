@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from beit3_steps import log_softmax, started
 
 from beit_jax import flops, tasks, text_masking, token_ids
 from beit_jax.data import image_text, nlvr2, text_ops, vqa
@@ -108,26 +109,6 @@ def facts(name, tokenizer, batch):
                            tokenizer=tokenizer)
 
 
-def started(task, batch):
-    """Random weights, larger than at the start, so that all of the network counts; state: zeros.
-
-    Without a program: those that draw start values take seconds to compile.
-    """
-    rng = np.random.default_rng(0)
-
-    def leaf(path, shape):
-        name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
-        if name in ("scale", "bias"):
-            return np.full(shape.shape, float(name == "scale"), np.float32)
-        return (0.06 * rng.normal(size=shape.shape)).astype(np.float32)
-
-    state = dict(jax.eval_shape(task.init, jax.random.key(0), batch))
-    params = jax.tree_util.tree_map_with_path(leaf, state.pop("params"))
-    if "logit_scale" in params:
-        params["logit_scale"] = np.float32(np.log(7.0))
-    return params, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-
-
 class Case:
     """A task, its batch and weights, and its compiled loss with gradients."""
 
@@ -173,10 +154,6 @@ def apply(name, cls, params, batch, text=None):
     text = batch["text"] if text is None else text
     said = jax.jit(model.apply)({"params": params}, image, text, batch["text_is_valid"])
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), said)
-
-
-def log_softmax(logits):
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def test_vqa_loss_by_hand(cases):
