@@ -58,6 +58,28 @@ def test_one_beam_follows_the_likeliest_word():
     assert found.is_valid.sum() == 2
 
 
+@pytest.mark.parametrize(("length_penalty", "wanted"), [(0.0, ()), (2.0, (3, 4, 3, 4, 3))])
+def test_a_search_goes_on_while_a_longer_sentence_can_still_be_better(length_penalty, wanted):
+    """Of all sentences 0.52 end at once, and the others never: log 0.48 / 7^2 > log 0.52 / 2^2."""
+    logits = jnp.full((1, WORDS, WORDS), -40.0).at[0, FIRST, jnp.array([LAST, 3])].set(
+        jnp.array([0.1, 0.0])).at[0, jnp.array([3, 4]), jnp.array([4, 3])].set(0.0)
+    found = search(logits, 2, length_penalty, max_length=8)
+    assert tuple(np.asarray(found.words[0])[np.asarray(found.is_valid[0])]) == wanted
+    share = 1 / (1 + np.exp(0.1 if wanted else -0.1))
+    assert found.score[0] == pytest.approx(np.log(share) / (7 if wanted else 2)**length_penalty,
+                                           rel=1e-5)
+
+
+def test_an_image_that_is_done_waits_for_the_others_and_keeps_its_sentence():
+    short = jnp.full((WORDS, WORDS), -40.0).at[FIRST, 3].set(0.0).at[3, LAST].set(0.0).at[
+        LAST, 4].set(0.0).at[4, 4].set(0.0)
+    long = short.at[3, LAST].set(-40.0).at[3, 4].set(0.0)
+    found = search(jnp.stack([short, long]), 2, 0.6, max_length=7)
+    words = [tuple(np.asarray(row)[np.asarray(is_valid)])
+             for row, is_valid in zip(found.words, found.is_valid, strict=True)]
+    assert words == [(3,), (3, 4, 4, 4)]
+
+
 def test_a_length_without_room_for_a_word_is_refused():
     with pytest.raises(ValueError, match="max_length=2 leaves no room for a word"):
         search(jnp.zeros((1, WORDS, WORDS)), 1, 0.6, max_length=2)
