@@ -51,6 +51,38 @@ def test_pieces_alone_are_hidden_in_the_right_number(rate, corruption):
             assert (made.text[row, places] == 64_001).all()
 
 
+NUMBERS = [  # of tokens, hidden ones: by hand, half a token counts as a whole one
+    (text_masking.hide_content, 0.15, {1: 1, 9: 1, 10: 2, 16: 2, 17: 3, 23: 3, 24: 4, 62: 9}),
+    (text_masking.hide_content, 0.5, {1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 61: 31, 62: 31}),
+    (text_masking.hide_content, 1.0, {1: 1, 2: 2, 62: 62}),
+    # of captions tokens are counted with both ends, and one at least stays
+    (text_masking.hide_caption, 0.7, {2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 10: 7, 15: 11, 32: 22, 64: 45}),
+    (text_masking.hide_caption, 0.6, {2: 1, 3: 2, 4: 2, 5: 3, 6: 4, 32: 19, 64: 38}),
+    (text_masking.hide_caption, 1.0, {2: 1, 3: 2, 64: 63}),
+]
+
+
+@pytest.mark.parametrize(("function", "rate", "numbers"), NUMBERS)
+def test_how_many_are_hidden_of_how_many_by_hand(function, rate, numbers):
+    ends = 2 if function is text_masking.hide_caption else 0
+    ids, is_valid = texts([n - ends for n in numbers])
+    made = hide(function, ids, is_valid, rate=rate)
+    assert made.is_hidden.sum(axis=1).tolist() == list(numbers.values())
+    is_changed = made.text != ids
+    for row in range(len(ids)):
+        places = made.positions[row][made.is_hidden[row]]
+        assert len(set(places)) == len(places) and set(np.flatnonzero(is_changed[row])) <= {*places}
+
+
+def test_the_last_token_of_a_caption_is_hidden_as_often_as_any_other():
+    ids, is_valid = texts([7] * 4000)
+    ids[:] = ids[0]
+    made = hide(text_masking.hide_caption, ids, is_valid, rate=0.5)  # 5 of the 8 behind <s>
+    often = np.bincount(made.positions[made.is_hidden], minlength=LENGTH)[:10] / len(ids)
+    np.testing.assert_allclose(often[1:9], 5 / 8, atol=5 * np.sqrt(15 / 64 / len(ids)))
+    assert often[0] == often[9] == 0
+
+
 @pytest.mark.parametrize("length, rate, slots", [(196, 0.15, 29), (64, 0.5, 31), (64, 1.0, 62)])
 def test_slots_are_what_the_longest_text_needs(length, rate, slots):
     assert text_masking.num_slots(length, rate) == slots
