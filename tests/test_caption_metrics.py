@@ -56,6 +56,9 @@ def test_bleu_clips_counts_and_takes_the_closest_length():
     # 4 words between references of 3 and 5: the shorter counts, no penalty
     assert caption_metrics.bleu([("a b c d".split(), ["a b c".split(), "a b c d e".split()])]
                                 ) == pytest.approx([1.0] * 4)
+    # of 4 and 9 words the latter are closer to 8
+    longer = caption_metrics.bleu([(list("abcdefgh"), [list("abcd"), list("abcdefghi")])])
+    assert longer[0] == pytest.approx(math.exp(1 - 9 / 8))
     # 3 words of a reference of 5: exp(1 - 5 / 3)
     short = caption_metrics.bleu([("a b c".split(), ["a b c d e".split()])])
     assert short[:3] == pytest.approx([math.exp(-2 / 3)] * 3) and short[3] == 0.0

@@ -70,6 +70,15 @@ def test_a_search_goes_on_while_a_longer_sentence_can_still_be_better(length_pen
                                            rel=1e-5)
 
 
+def test_an_end_behind_a_full_set_of_beams_is_not_taken():
+    """One beam goes on with 3, the likelier word, although to end would be better than all that
+    comes then."""
+    logits = jnp.full((1, WORDS, WORDS), -40.0).at[0, FIRST, jnp.array([3, LAST])].set(
+        jnp.array([0.5, 0.0])).at[0, 3, jnp.array([2, 3, 4])].set(jnp.array([0.0, 0.5, 0.0]))
+    found = search(logits, 1, 0.0, max_length=6)
+    assert tuple(np.asarray(found.words[0])[np.asarray(found.is_valid[0])]) == (3, 3, 3)
+
+
 def test_an_image_that_is_done_waits_for_the_others_and_keeps_its_sentence():
     short = jnp.full((WORDS, WORDS), -40.0).at[FIRST, 3].set(0.0).at[3, LAST].set(0.0).at[
         LAST, 4].set(0.0).at[4, 4].set(0.0)
