@@ -79,6 +79,29 @@ def test_an_end_behind_a_full_set_of_beams_is_not_taken():
     assert tuple(np.asarray(found.words[0])[np.asarray(found.is_valid[0])]) == (3, 3, 3)
 
 
+def test_the_memory_of_a_beam_moves_with_it():
+    """What follows depends on the first word alone, which the cache remembers: 3 is likelier at
+    first, and 4, whose sentence ends as (4, 3), overtakes it."""
+    def logits_of(**likely):
+        words = jnp.array([int(word[1:]) for word in likely])
+        return jnp.full(WORDS, -40.0).at[words].set(jnp.array(list(likely.values())))
+
+    begins, spreads = logits_of(w3=0.4, w4=0.0), logits_of(w2=0.2, w3=0.1, w4=0.0)
+    goes_on, ends = logits_of(w3=0.0), logits_of(w1=0.0)
+
+    def step(cache, ids, index):
+        cache = cache.at[0, :, index].set(ids[:, 0])
+        of_four = jnp.where(index == 1, goes_on, ends)
+        later = jnp.where((cache[0, :, 1] == 4)[:, None], of_four, spreads)
+        return jnp.where(index == 0, begins, later), cache
+
+    found = jax.jit(lambda: beam_search(
+        step, jnp.zeros((1, 1, 6), jnp.int32), 1, first_id=FIRST, last_id=LAST, mask_id=MASK,
+        beams=2, max_length=6, length_penalty=0.0))()
+    assert tuple(np.asarray(found.words[0])[np.asarray(found.is_valid[0])]) == (4, 3)
+    assert found.score[0] == pytest.approx(-np.log(1 + np.exp(0.4)), rel=1e-5)
+
+
 def test_an_image_that_is_done_waits_for_the_others_and_keeps_its_sentence():
     short = jnp.full((WORDS, WORDS), -40.0).at[FIRST, 3].set(0.0).at[3, LAST].set(0.0).at[
         LAST, 4].set(0.0).at[4, 4].set(0.0)

@@ -279,7 +279,7 @@ _NETWORKS = (
              f"{_OF_BEAMS}::test_an_end_behind_a_full_set_of_beams_is_not_taken"),
     Mutation(_BEAMS, "lambda leaf: jnp.take(leaf, flat, axis=1)", "lambda leaf: leaf",
              "beams keep the memory of others",
-             f"{_GOLDEN_HEADS}::test_beam_search"),
+             f"{_OF_BEAMS}::test_the_memory_of_a_beam_moves_with_it"),
     Mutation(_BEAMS, "~jnp.all(state.is_done)", "~jnp.any(state.is_done)",
              "the first image that is done ends the others",
              f"{_OF_BEAMS}::test_an_image_that_is_done_waits_for_the_others_and_keeps_its_sentence"),
