@@ -59,9 +59,12 @@ def test_both_losses_metrics_and_the_gradient_are_those_of_the_formula(made):
     """Each prediction's cross-entropy at the masked patches; the loss is their sum (Sec. 2.3)."""
     (loss, metrics), grads, seen = made.step(made.batch, KEYS[0])
     is_masked = np.asarray(seen["is_masked"])
-    both, pull = jax.vjp(jax.jit(lambda params: made.network.apply(
+    forward = jax.jit(lambda params, key: made.network.apply(
         {"params": params}, seen["image"], seen["is_masked"], train=True,
-        rngs={"drop_path": seen["drop_key"]})), made.params)
+        rngs={"drop_path": key}))
+    both, pull = jax.vjp(lambda params: forward(params, seen["drop_key"]), made.params)
+    for logits, others in zip(both, forward(made.params, KEYS[1])):  # paths are dropped
+        assert np.abs(logits - others).max() > 1e-3
     expected, cotangents = {"masked_share": is_masked.mean()}, []
     for prediction, logits in enumerate(np.asarray(part) for part in both):
         errors, hits, of_logits = [], [], np.zeros(logits.shape, np.float32)
