@@ -16,8 +16,9 @@ TOKENIZERS = {
     "vqkd": VqkdTokenizer(**VIT, code_dim=8, codebook_size=32, mean=(0.1, 0.5, 0.9),
                           std=(0.2, 0.4, 0.6)),
 }
-IMAGE = np.random.RandomState(0).rand(2, 16, 16, 3).astype(np.float32)
-POSITIONS = np.array([[3, 0, 3, 15], [7, 8, 2, 1]])
+# one color a patch, so that patches differ in more than noise
+IMAGE = np.random.RandomState(0).rand(2, 4, 4, 3).repeat(4, 1).repeat(4, 2).astype(np.float32)
+POSITIONS = np.array([[5, 0, 6, 11], [7, 4, 9, 4]])
 
 
 @functools.cache
@@ -30,8 +31,9 @@ def tokenized(kind):
     if kind == "vqkd":
         codebook = variables["codebook"]["embedding"]
         codebook /= np.linalg.norm(codebook, axis=1, keepdims=True)
-        for layer in variables["params"]["encode_task_layer"].values():
-            layer["bias"][:] = 0.0  # which would make all patches alike
+        for layer in (*variables["params"]["encode_task_layer"].values(),
+                      variables["params"]["encoder"]["fc_norm"]):
+            layer["bias"][:] = 0.0  # what all patches have in common would make them alike
     codes = jax.jit(made.codes)(variables, IMAGE)
     return variables, np.asarray(codes)
 
