@@ -13,7 +13,6 @@ from configs.digits import beit, beitv2
 
 CODES = {"vqkd": "VQ-KD codes", "dvae": "dVAE codes"}
 MASKS = {"block_exact": "blocks", "random": "single patches"}
-SMOKE = (("dvae", "random"),)  # beitv2.py has the others
 MEASURES = {"probe_cls": "probe of class token", "finetune": "fine-tuned"}
 
 
@@ -23,11 +22,11 @@ def get_config(variant: str = ""):
     config = common.staged()
     config.stages = dict(teacher=beitv2.teacher(name), tokenizer=beitv2.tokenizer(name),
                          dvae=beit.tokenizer(name))
-    rows = {}
-    for codes, of_codes in CODES.items():
-        for mask, of_mask in MASKS.items():
-            if smoke and (codes, mask) not in SMOKE:
-                continue
+    rows, all_codes, masks = {}, CODES, MASKS
+    if smoke:  # beitv2.py has the other codes and masks
+        all_codes, masks = {"dvae": CODES["dvae"]}, {"random": MASKS["random"]}
+    for codes, of_codes in all_codes.items():
+        for mask, of_mask in masks.items():
             start = f"pretrain_{codes}_{mask}"
             config.stages[start] = pretrain(name, codes, mask)
             for what, title in MEASURES.items():

@@ -1,4 +1,4 @@
-"""Building blocks against plain numpy: drop path, attention, patches, initial values."""
+"""Building blocks against plain numpy: attention, patches, initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,6 @@ import numpy as np
 import pytest
 
 from beit_jax.models import layers
-
-
-@pytest.mark.parametrize("rate", [0.3, 0.75])
-def test_drop_path_drops_whole_samples_and_keeps_the_mean(rate):
-    x = jnp.broadcast_to(jnp.array([1.0, -2.0, 3.0]), (4000, 2, 3))
-    dropped = np.asarray(layers.drop_path(x, rate, jax.random.key(0)))
-    is_kept = dropped[:, 0, 0] != 0
-    np.testing.assert_allclose(dropped[is_kept], np.asarray(x)[is_kept] / (1 - rate), rtol=1e-6)
-    assert not dropped[~is_kept].any()
-    assert is_kept.mean() == pytest.approx(1 - rate, abs=0.03)
-    other = layers.drop_path(x, rate, jax.random.key(1))
-    assert not np.array_equal(dropped, other)
 
 
 def test_attention_is_softmax_of_scaled_products_and_bias():

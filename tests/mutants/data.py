@@ -16,7 +16,7 @@ PIPELINE = "tests/data/test_pipeline.py"
 MIXTURE = "tests/data/test_mixture.py"
 TEXT_OPS = "tests/data/test_text_ops.py"
 ADAPT = "tests/models/test_adapt.py"
-LAYERS = "tests/models/test_layers.py"
+LAYERS = "tests/models/test_layers.py tests/models/test_drop_path.py"
 
 
 def of(file: str, tests: str):

@@ -5,12 +5,14 @@ was called with and what it answered: from there on a test computes by loops of 
 """
 
 import contextlib
+from types import SimpleNamespace
 
+import by_hand
 import flax.linen as nn
 import jax
 import numpy as np
 
-from beit_jax import token_ids
+from beit_jax import tasks, token_ids
 from beit_jax.models.beit3 import Beit3
 from beit_jax.training import sharding
 
@@ -18,6 +20,7 @@ PIECES = 40
 ROWS = token_ids.table_rows(PIECES)
 MASK = token_ids.mask_id(PIECES)
 MEAN, STD = (0.2, 0.5, 0.7), (0.5, 0.25, 0.125)  # of red, green and blue; no two are alike
+LENGTH, COUNTS = 12, (10, 7, 5, 3, 1)  # of the texts of `case_of`: tokens, pieces of each
 CALLS = ("__call__", "predict_patches", "predict_words")
 
 
@@ -114,6 +117,23 @@ def compiled_eval(task, frozen):
     return lambda params, batch: jax.device_get(compute(params, batch))
 
 
+def case_of(recipe, *sides, model=(), **rows):
+    """What the tests of a use share: its task, weights, a batch, and both compiled programs.
+
+    Args:
+      recipe: its config module; model: what differs in its section.
+      sides: 2 where an example has two images.
+      rows: of the batch, beside images and texts.
+    """
+    rng, size = np.random.default_rng(0), len(COUNTS)
+    batch = {"image": images(rng, size, *sides), **texts(rng, COUNTS, LENGTH), **rows,
+             "index": np.arange(size, dtype=np.int32), "is_example": np.ones(size, bool)}
+    task = tasks.make(smoke(recipe, model=dict(model)))
+    params, _ = started(task, batch)
+    return SimpleNamespace(task=task, batch=batch, params=params, step=compiled_step(task, {}),
+                           evaluate=compiled_eval(task, {}))
+
+
 def log_softmax(logits):
     """In float64."""
     logits = np.asarray(logits, np.float64)
@@ -122,7 +142,7 @@ def log_softmax(logits):
 
 def normalized(image):
     """(image / 255 - mean) / std of each color."""
-    return (image / 255.0 - np.array(MEAN)) / np.array(STD)
+    return by_hand.normalized(image, MEAN, STD)
 
 
 def untrained(grads) -> set[str]:

@@ -1,26 +1,19 @@
 """A step of NLVR2, computed again by loops."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from beit3_steps import (
-    compiled_eval,
-    compiled_step,
-    images,
+    COUNTS,
+    case_of,
     log_softmax,
     normalized,
     other_padding,
-    smoke,
-    started,
-    texts,
     untrained,
 )
 
-from beit_jax import tasks
 from configs.beit3 import nlvr2
 
-B, LENGTH = 5, 12
+B = len(COUNTS)
 LABEL = np.array([1, 0, -1, 1, 1], np.int32)
 KNOWN = (0, 1, 3, 4)
 
@@ -28,13 +21,7 @@ KNOWN = (0, 1, 3, 4)
 @pytest.fixture(scope="module")
 def case():
     """Task, weights, batch and both programs."""
-    rng = np.random.default_rng(0)
-    batch = {"image": images(rng, B, 2), **texts(rng, (10, 7, 5, 3, 1), LENGTH), "label": LABEL,
-             "index": np.arange(B, dtype=np.int32), "is_example": np.ones(B, bool)}
-    task = tasks.make(smoke(nlvr2, model=dict(num_classes=2)))
-    params, _ = started(task, batch)
-    return SimpleNamespace(batch=batch, params=params, step=compiled_step(task, {}),
-                           evaluate=compiled_eval(task, {}))
+    return case_of(nlvr2, 2, model=dict(num_classes=2), label=LABEL)
 
 
 @pytest.fixture(scope="module")

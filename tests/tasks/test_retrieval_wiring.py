@@ -1,38 +1,27 @@
 """A step of retrieval, computed again by loops."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from beit3_steps import (
-    compiled_eval,
-    compiled_step,
-    images,
+    COUNTS,
+    LENGTH,
+    case_of,
     log_softmax,
     normalized,
     other_padding,
-    smoke,
-    started,
     texts,
     untrained,
 )
 
-from beit_jax import tasks
 from configs.beit3 import retrieval
 
-B, LENGTH, COUNTS = 5, 12, (10, 7, 5, 3, 1)
+B = len(COUNTS)
 
 
 @pytest.fixture(scope="module")
 def case():
     """Task, weights, batch and both programs."""
-    rng = np.random.default_rng(0)
-    batch = {"image": images(rng, B), **texts(rng, COUNTS, LENGTH),
-             "index": np.arange(B, dtype=np.int32), "is_example": np.ones(B, bool)}
-    task = tasks.make(smoke(retrieval))
-    params, _ = started(task, batch)
-    return SimpleNamespace(task=task, batch=batch, params=params, step=compiled_step(task, {}),
-                           evaluate=compiled_eval(task, {}))
+    return case_of(retrieval)
 
 
 @pytest.fixture(scope="module")

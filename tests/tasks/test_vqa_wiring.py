@@ -1,26 +1,19 @@
 """A step of visual question answering, computed again by loops."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from beit3_steps import (
-    compiled_eval,
-    compiled_step,
-    images,
+    COUNTS,
+    case_of,
     last_block_of,
     normalized,
     other_padding,
-    smoke,
-    started,
-    texts,
     untrained,
 )
 
-from beit_jax import tasks
 from configs.beit3 import vqa
 
-B, LENGTH, ANSWERS = 5, 12, 7
+B, ANSWERS = len(COUNTS), 7
 LABELS = np.array([[2, -1, -1], [0, 6, -1], [3, 1, 5], [-1, -1, -1], [0, -1, -1]], np.int32)
 SCORES = np.array([[1.0, 0, 0], [0.6, 0.9, 0], [0.3, 1.0, 0.6], [0, 0, 0], [0.9, 0, 0]],
                   np.float32)
@@ -29,14 +22,8 @@ SCORES = np.array([[1.0, 0, 0], [0.6, 0.9, 0], [0.3, 1.0, 0.6], [0, 0, 0], [0.9,
 @pytest.fixture(scope="module")
 def case():
     """Task, weights, batch and both programs."""
-    rng = np.random.default_rng(0)
-    batch = {"image": images(rng, B), **texts(rng, (10, 7, 5, 3, 1), LENGTH),
-             "answer_labels": LABELS, "answer_scores": SCORES,
-             "index": np.arange(B, dtype=np.int32), "is_example": np.ones(B, bool)}
-    task = tasks.make(smoke(vqa, model=dict(num_classes=ANSWERS)))
-    params, _ = started(task, batch)
-    return SimpleNamespace(batch=batch, params=params, step=compiled_step(task, {}),
-                           evaluate=compiled_eval(task, {}))
+    return case_of(vqa, model=dict(num_classes=ANSWERS), answer_labels=LABELS,
+                   answer_scores=SCORES)
 
 
 @pytest.fixture(scope="module")
